@@ -1,0 +1,47 @@
+"""The command line: a file per verb, imported only when its verb is called."""
+
+import sys
+from importlib import import_module
+
+VERBS = {
+    "demo": "train on real handwritten digits and open a page that shows what was learned",
+    "train": "train a recipe, or continue an interrupted run",
+    "evaluate": "score a checkpoint on labelled images",
+    "predict": "name what is in images",
+    "convert": "turn a checkpoint into another format",
+    "models": "list models and public weights",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb and return the exit code: 0 done, 1 failed in part, 2 wrong usage or input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        from davit import __version__
+
+        print(f"davit {__version__}")
+        return 0
+    verb, *rest = arguments
+    try:
+        if verb not in VERBS:
+            from davit.naming import unknown_name
+
+            raise unknown_name("command", verb, VERBS)
+        return import_module(f"davit.cli.{verb}").main(rest)
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            return 1
+        print(f"davit {verb}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"davit {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _help() -> str:
+    lines = ["usage: davit VERB [options]", "", "Dual Attention Vision Transformers.", "", "verbs:"]
+    lines += [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
+    return "\n".join([*lines, "", "davit VERB --help tells more; davit --version the version."])

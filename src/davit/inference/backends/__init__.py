@@ -1,0 +1,1 @@
+"""What computes a forward pass: a file each."""

@@ -1,0 +1,1 @@
+"""The readable reference models, in plain PyTorch."""

@@ -1,0 +1,99 @@
+"""The two self-attentions of DaViT (paper section 3.2 and 3.3).
+
+Shapes: B images, H x W positions, N = H W tokens, C channels, D = 32 channels of a head or group, P = window side.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from davit.models.config import ChannelScale
+
+
+class WindowAttention(nn.Module):
+    """Self-attention between the positions of each P x P window.
+
+    A map that is no multiple of the window is padded with zeros on the right and bottom. The zeros enter before the
+    query, key and value projection, so padded tokens take part with the projection's bias, as in the original.
+    """
+
+    def __init__(self, width: int, head_width: int, window: int) -> None:
+        """Project `width` channels into heads of `head_width`, attending inside windows of side `window`."""
+        super().__init__()
+        self.head_width = head_width
+        self.window = window
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        """Attend and return the same shape."""
+        _, H, W, C = x.shape
+        windows, rows, columns = partition_windows(x, self.window)  # (B * windows, P * P, C)
+        qkv = self.qkv(windows).unflatten(-1, (3, C // self.head_width, self.head_width))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B * windows, heads, P * P, D)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return merge_windows(self.proj(attended), self.window, rows, columns)[:, :H, :W]
+
+
+class ChannelAttention(nn.Module):
+    """Self-attention between the channels of each group: a channel is a token, the whole map its feature."""
+
+    def __init__(self, width: int, group_width: int, scale: ChannelScale) -> None:
+        """Project `width` channels into groups of `group_width`; `scale` says what the logits are scaled by."""
+        super().__init__()
+        self.group_width = group_width
+        self.scale = scale
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        """Attend and return the same shape."""
+        _, H, W, C = x.shape
+        qkv = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, C // self.group_width, self.group_width))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, groups, N, D)
+        tokens = self.group_width if self.scale == "channels" else H * W
+        attended = channel_attention(q, k, v, tokens**-0.5)
+        return self.proj(attended.transpose(1, 2).flatten(2)).unflatten(1, (H, W))
+
+
+def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention between channels, equation (4): each channel of a group is one token.
+
+    The logits sum over all N tokens and pass the range of fp16 on large images, so sum and softmax stay in fp32.
+
+    Args:
+        q: queries, (B, groups, N, D); likewise `k` and `v`.
+        k: keys.
+        v: values.
+        scale: factor of the logits.
+    """
+    affinity = channel_affinity(q, k, scale)  # (B, groups, D, D)
+    return v @ affinity.to(v.dtype).mT
+
+
+def channel_affinity(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """The softmaxed affinity of each channel (row) to each channel of its group: (B, groups, D, D), rows sum to one."""
+    if q.dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast(q.device.type, enabled=False):
+            return ((q.float() * scale).mT @ k.float()).softmax(-1)
+    return ((q * scale).mT @ k).softmax(-1)
+
+
+def partition_windows(x: Tensor, window: int) -> tuple[Tensor, int, int]:
+    """Split (B, H, W, C) into (B * rows * columns, P * P, C) windows, zero-padded on the right and bottom.
+
+    Returns:
+        The windows, and how many rows and columns of them there are.
+    """
+    _, H, W, C = x.shape
+    x = F.pad(x, (0, 0, 0, -W % window, 0, -H % window))
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    x = x.unflatten(1, (rows, window)).unflatten(3, (columns, window))  # (B, rows, P, columns, P, C)
+    return x.transpose(2, 3).reshape(-1, window * window, C), rows, columns
+
+
+def merge_windows(windows: Tensor, window: int, rows: int, columns: int) -> Tensor:
+    """Invert `partition_windows`, padding included: (B, rows * P, columns * P, C)."""
+    C = windows.shape[-1]
+    x = windows.view(-1, rows, columns, window, window, C).transpose(2, 3)  # (B, rows, P, columns, P, C)
+    return x.reshape(-1, rows * window, columns * window, C)

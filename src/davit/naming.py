@@ -1,0 +1,13 @@
+"""Errors for names that do not exist, with the nearest ones that do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> ValueError:
+    """Make the error for an unknown `kind` of thing: it names the value, the nearest names and all choices."""
+    names = list(choices)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+    return ValueError(f"unknown {kind} {name!r}.{hint} Choices: {listed}")

@@ -1,0 +1,127 @@
+"""What an image goes through before a model: data that travels with weights, and its one implementation."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Resize, crop and normalise; a pure function of the image.
+
+    Attributes:
+        size: height and width of the result, in pixels.
+        crop: with `fit="crop"`, side of the central crop over the side it is cut from; 0.9 for the published scores.
+        fit: `crop` keeps the aspect ratio and cuts the centre, `squash` resizes to `size` whatever the ratio.
+        interpolation: filter of the resize, always antialiased.
+        mean: per-channel mean of pixels in 0-1; its length is the number of channels, 1 (grey) or 3 (RGB).
+        std: per-channel deviation, likewise.
+    """
+
+    size: tuple[int, int]
+    crop: float = 0.9
+    fit: Literal["crop", "squash"] = "crop"
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be applied."""
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size must be a positive height and width, got {self.size}")
+        if not 0.0 < self.crop <= 1.0:
+            raise ValueError(f"crop must lie in (0, 1], got {self.crop}")
+        if self.fit not in ("crop", "squash"):
+            raise ValueError(f"fit must be 'crop' or 'squash', got {self.fit!r}")
+        if self.interpolation not in ("bicubic", "bilinear", "lanczos", "nearest"):
+            raise ValueError(f"unknown interpolation {self.interpolation!r}")
+        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
+            raise ValueError(f"mean and std need one positive entry per channel, got {self.mean} and {self.std}")
+
+    @staticmethod
+    def imagenet(size: int, channels: int = 3, crop: float = 0.9) -> "Preprocessing":
+        """The usual preprocessing of ImageNet models; other channel counts than 3 get the average mean and std."""
+        if channels == 3:
+            return Preprocessing(size=(size, size), crop=crop)
+        mean, std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3
+        return Preprocessing(size=(size, size), crop=crop, mean=(mean,) * channels, std=(std,) * channels)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the result."""
+        return len(self.mean)
+
+    def __call__(self, image: "Image") -> "Tensor":
+        """Return (channels, height, width), float32.
+
+        Args:
+            image: a decoded picture of any size and mode.
+
+        Raises:
+            ValueError: the model takes neither 1 nor 3 channels, so pictures cannot be made into its input.
+        """
+        return self.normalize(to_tensor(self.resize(as_mode(image, self.channels))))
+
+    def resize(self, image: "Image") -> "Image":
+        """Resize and crop to `size`."""
+        from PIL import Image
+
+        height, width = self.size
+        filters = Image.Resampling
+        method = {
+            "bicubic": filters.BICUBIC,
+            "bilinear": filters.BILINEAR,
+            "lanczos": filters.LANCZOS,
+            "nearest": filters.NEAREST,
+        }[self.interpolation]
+        if self.fit == "squash":
+            return image if image.size == (width, height) else image.resize((width, height), method)
+        target = self._resized(image.width, image.height)
+        if image.size != target:
+            image = image.resize(target, method)
+        left, top = round((target[0] - width) / 2.0), round((target[1] - height) / 2.0)
+        return image.crop((left, top, left + width, top + height))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after the resize and before the crop."""
+        if self.size[0] == self.size[1]:
+            short = math.floor(self.size[0] / self.crop)
+            long = int(short * max(width, height) / min(width, height))
+            return (short, long) if width <= height else (long, short)
+        scale = max(self.size[0] / self.crop / height, self.size[1] / self.crop / width)
+        return max(self.size[1], round(width * scale)), max(self.size[0], round(height * scale))
+
+    def normalize(self, pixels: "Tensor") -> "Tensor":  # (..., C, H, W)
+        """Subtract the mean and divide by the deviation, per channel."""
+        return (pixels - per_channel(self.mean, pixels)) / per_channel(self.std, pixels)
+
+
+def per_channel(values: Sequence[float], like: "Tensor") -> "Tensor":
+    """Shape (C, 1, 1), of the type and device of `like`."""
+    return like.new_tensor(values).view(-1, 1, 1)
+
+
+def to_tensor(image: "Image") -> "Tensor":
+    """Turn an 8-bit picture into (C, H, W), float32 in 0-1."""
+    import numpy as np
+    import torch
+
+    pixels = np.array(image, dtype=np.uint8)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255.0)
+
+
+def as_mode(image: "Image", channels: int) -> "Image":
+    """Convert to grey or RGB."""
+    if channels not in (1, 3):
+        raise ValueError(f"pictures give 1 or 3 channels, this model takes {channels}: give it ready tensors instead")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)

@@ -1,0 +1,1 @@
+"""A task is a loss and a metric."""

@@ -1,0 +1,1 @@
+"""From and to weight files: ours, and every public format."""
