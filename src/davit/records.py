@@ -44,7 +44,7 @@ def from_json(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_json(value)
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -60,7 +60,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return _typed(options[0], value, where) if len(options) == 1 else value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_json(hint, value, where)
-    if origin is tuple and isinstance(value, list | tuple):
+    if origin is tuple and isinstance(value, (tuple, list)):
         inner = typing.get_args(hint)[0]
         return tuple(_typed(inner, item, where) for item in value)
     return value

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from davit.models.config import ChannelScale
+from davit.models.windows import merge_windows, partition_windows
 
 
 class WindowAttention(nn.Module):
@@ -28,11 +29,11 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         """Attend and return the same shape."""
         _, H, W, C = x.shape
-        windows, rows, columns = partition_windows(x, self.window)  # (B * windows, P * P, C)
+        windows = partition_windows(x, self.window)  # (B * windows, P * P, C)
         qkv = self.qkv(windows).unflatten(-1, (3, C // self.head_width, self.head_width))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B * windows, heads, P * P, D)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return merge_windows(self.proj(attended), self.window, rows, columns)[:, :H, :W]
+        return merge_windows(self.proj(attended), self.window, H, W)
 
 
 class ChannelAttention(nn.Module):
@@ -77,23 +78,3 @@ def channel_affinity(q: Tensor, k: Tensor, scale: float) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             return ((q.float() * scale).mT @ k.float()).softmax(-1)
     return ((q * scale).mT @ k).softmax(-1)
-
-
-def partition_windows(x: Tensor, window: int) -> tuple[Tensor, int, int]:
-    """Split (B, H, W, C) into (B * rows * columns, P * P, C) windows, zero-padded on the right and bottom.
-
-    Returns:
-        The windows, and how many rows and columns of them there are.
-    """
-    _, H, W, C = x.shape
-    x = F.pad(x, (0, 0, 0, -W % window, 0, -H % window))
-    rows, columns = x.shape[1] // window, x.shape[2] // window
-    x = x.unflatten(1, (rows, window)).unflatten(3, (columns, window))  # (B, rows, P, columns, P, C)
-    return x.transpose(2, 3).reshape(-1, window * window, C), rows, columns
-
-
-def merge_windows(windows: Tensor, window: int, rows: int, columns: int) -> Tensor:
-    """Invert `partition_windows`, padding included: (B, rows * P, columns * P, C)."""
-    C = windows.shape[-1]
-    x = windows.view(-1, rows, columns, window, window, C).transpose(2, 3)  # (B, rows, P, columns, P, C)
-    return x.reshape(-1, rows * window, columns * window, C)

@@ -24,7 +24,11 @@ class PatchEmbed(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A norm, then a stride-2 convolution that merges patches; odd maps get a row or column of zeros between them."""
+    """A norm, then a stride-2 convolution that merges patches; odd maps get a row or column of zeros between them.
+
+    A 2x2 kernel always gets them, for it never reaches those it does not need: this keeps the output size at
+    ceil(size / 2) without a remainder, which `torch.export` of free sizes would stumble over.
+    """
 
     def __init__(self, in_width: int, width: int, kernel: int) -> None:
         """Merge with a 2x2 kernel, or a 3x3 one for overlapped merging."""
@@ -35,8 +39,8 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         """Return (B, ceil(H / 2), ceil(W / 2), C')."""
         x = self.norm(x)
-        if self.proj.padding == (0, 0):  # the 3x3 kernel brings its own zeros
-            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        if self.proj.padding == (0, 0):
+            x = F.pad(x, (0, 0, 0, 1, 0, 1))
         return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -62,11 +66,9 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, C) at this stage's stride."""
         x = self.downsample(x)
+        recompute = self.gradient_checkpointing and self.training
         for block in self.blocks:
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
 
 
