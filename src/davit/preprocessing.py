@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Resampling
     from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_MOST_RESIZED = 1 << 25  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +86,34 @@ class Preprocessing:
         if self.fit == "squash":
             return image if image.size == (width, height) else image.resize((width, height), method)
         target = self._resized(image.width, image.height)
-        if image.size != target:
-            image = image.resize(target, method)
         left, top = round((target[0] - width) / 2.0), round((target[1] - height) / 2.0)
-        return image.crop((left, top, left + width, top + height))
+        cut = (left, top, left + width, top + height)
+        if target[0] * target[1] > _MOST_RESIZED:
+            return _resize_part(image, target, cut, method)
+        return (image if image.size == target else image.resize(target, method)).crop(cut)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after the resize and before the crop."""
+        """Width and height after the resize and before the crop, as timm and torchvision round them."""
+        short, long = sorted((width, height))
         if self.size[0] == self.size[1]:
-            short = math.floor(self.size[0] / self.crop)
-            long = int(short * max(width, height) / min(width, height))
-            return (short, long) if width <= height else (long, short)
-        scale = max(self.size[0] / self.crop / height, self.size[1] / self.crop / width)
-        return max(self.size[1], round(width * scale)), max(self.size[0], round(height * scale))
+            side = math.floor(self.size[0] / self.crop)
+            other = int(side * long / short)
+            return (side, other) if width <= height else (other, side)
+        ratio = min(height / math.floor(self.size[0] / self.crop), width / math.floor(self.size[1] / self.crop))
+        return round(width / ratio), round(height / ratio)
 
     def normalize(self, pixels: "Tensor") -> "Tensor":  # (..., C, H, W)
         """Subtract the mean and divide by the deviation, per channel."""
         return (pixels - per_channel(self.mean, pixels)) / per_channel(self.std, pixels)
+
+
+def _resize_part(
+    image: "Image", target: tuple[int, int], cut: tuple[int, int, int, int], method: "Resampling"
+) -> "Image":
+    """Compute only the part that is kept; without this, a picture of 1x30,000 pixels takes gigabytes on its way."""
+    across, down = image.width / target[0], image.height / target[1]
+    box = (cut[0] * across, cut[1] * down, min(cut[2] * across, image.width), min(cut[3] * down, image.height))
+    return image.resize((cut[2] - cut[0], cut[3] - cut[1]), method, box)
 
 
 def per_channel(values: Sequence[float], like: "Tensor") -> "Tensor":
