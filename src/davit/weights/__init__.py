@@ -1,1 +1,1 @@
-"""From and to weight files: ours, and every public format."""
+"""Weights on disk: our checkpoint file, other people's formats, and the catalogue of public weights."""

@@ -1,1 +1,1 @@
-"""One file for each source of foreign weights."""
+"""One file per source of weights, each an invertible table; `rename` is the one engine that reads them."""
