@@ -41,6 +41,73 @@ def from_json(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     return cls(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
+def assign(record: T, path: str, text: str, *, prefix: str = "") -> T:
+    """Copy a dataclass with the field at a dotted `path`, such as `data.batch_size`, read from `text`.
+
+    Lists are written with commas, an absent value as `none`; `prefix` only completes the path in messages.
+
+    Raises:
+        ValueError: no such field (the nearest is named), text of the wrong type, or a value that the class refuses.
+    """
+    name, _, rest = path.partition(".")
+    hints = typing.get_type_hints(type(record))
+    names = [f.name for f in dataclasses.fields(record)]  # type: ignore[arg-type]
+    if name not in names:
+        raise unknown_name("field", prefix + path, [prefix + known for known in field_paths(record)])
+    value = getattr(record, name)
+    if dataclasses.is_dataclass(value):
+        if not rest:
+            listed = ", ".join(f"{prefix}{path}.{known}" for known in field_paths(value))
+            raise ValueError(f"{prefix}{path} is a group of fields: set one of {listed}")
+        inner = assign(value, rest, text, prefix=f"{prefix}{name}.")
+        return dataclasses.replace(record, **{name: inner})  # type: ignore[type-var]
+    if rest:
+        raise ValueError(f"{prefix}{name} is a value and has no field {rest!r}: write {prefix}{name}=VALUE")
+    return dataclasses.replace(record, **{name: _parsed(hints[name], text, prefix + path)})  # type: ignore[type-var]
+
+
+def field_paths(record: Any) -> list[str]:
+    """Dotted paths of all fields that hold values, groups opened."""
+    paths: list[str] = []
+    for f in dataclasses.fields(record):
+        value = getattr(record, f.name)
+        inner = field_paths(value) if dataclasses.is_dataclass(value) else []
+        paths += [f"{f.name}.{path}" for path in inner] or [f.name]
+    return paths
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Where two JSON values differ: "path: one value, other value"."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = dict.fromkeys([*a, *b])
+        return [line for key in keys for line in differences(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))]
+    return [] if a == b else [f"{prefix}: {a!r}, {b!r}"]
+
+
+def _parsed(hint: Any, text: str, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        return None if text.lower() == "none" else _parsed(options[0], text, path)
+    if origin is typing.Literal:
+        choices = typing.get_args(hint)
+        for choice in choices:
+            if str(choice) == text:
+                return choice
+        raise unknown_name(f"value of {path}", text, map(str, choices))
+    if origin is tuple:
+        inner = typing.get_args(hint)[0]
+        return tuple(_parsed(inner, part.strip(), path) for part in text.strip("()[]").split(",") if part.strip())
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{path} must be true or false, got {text!r}")
+        return text.lower() == "true"
+    try:
+        return hint(text)
+    except ValueError:
+        raise ValueError(f"{path} must be of type {hint.__name__}, got {text!r}") from None
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_json(value)

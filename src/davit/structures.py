@@ -15,11 +15,13 @@ class Batch:
         images: (B, C, H, W), normalised.
         targets: what the task learns; for classification class indices, (B,) int64.
         ids: index of each sample in its dataset.
+        faults: files that could not be read and were replaced by another sample, with the reason.
     """
 
     images: "Tensor"
     targets: "Tensor"
     ids: tuple[int, ...] = ()
+    faults: tuple[str, ...] = ()
 
     def to(self, device: Any) -> "Batch":
         """Copy to a device, without waiting for it where the memory is pinned."""
@@ -27,11 +29,14 @@ class Batch:
             images=self.images.to(device, non_blocking=True),
             targets=self.targets.to(device, non_blocking=True),
             ids=self.ids,
+            faults=self.faults,
         )
 
     def pin_memory(self) -> "Batch":
         """Copy into page-locked memory; the loader calls it."""
-        return Batch(images=self.images.pin_memory(), targets=self.targets.pin_memory(), ids=self.ids)
+        return Batch(
+            images=self.images.pin_memory(), targets=self.targets.pin_memory(), ids=self.ids, faults=self.faults
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

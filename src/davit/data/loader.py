@@ -1,0 +1,201 @@
+"""Batches of a training run: which samples a step sees, and with which randomness, depends on nothing but the step."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from davit.decoding import ImageError
+from davit.preprocessing import Preprocessing
+from davit.seeding import seed_everything
+from davit.structures import Batch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Key = tuple[int, int]  # (epoch, index)
+REPLACEMENTS = 10
+WORKER_TIMEOUT = 120  # seconds; by default a hung worker is waited for without end
+Transform = Callable[["Image"], torch.Tensor]
+
+
+class ClassifiedImages(Protocol):
+    """A dataset of pictures with class indices."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        ...
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple["Image", int]:
+        """Return a picture and its class."""
+        ...
+
+
+class StepSampler(Sampler[list[Key]]):
+    """The keys of each step's samples: every epoch is a permutation seeded by (seed, epoch), its remainder left out."""
+
+    def __init__(self, samples: int, batch_size: int, seed: int, first_step: int, last_step: int) -> None:
+        """Yield batches for the steps from `first_step` up to, not including, `last_step`."""
+        if samples < batch_size:
+            raise ValueError(f"{samples} training images do not fill one batch of {batch_size}: lower data.batch_size")
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.steps = range(first_step, last_step)
+        self.steps_per_epoch = samples // batch_size
+
+    def __len__(self) -> int:
+        """Count the steps left."""
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield (epoch, index) pairs, a list per step."""
+        order, of_epoch = torch.empty(0, dtype=torch.int64), -1
+        for step in self.steps:
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != of_epoch:
+                generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+                order, of_epoch = torch.randperm(self.samples, generator=generator), epoch
+            start = position * self.batch_size
+            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image ready for a batch."""
+
+    pixels: torch.Tensor
+    target: int
+    index: int
+    faults: tuple[str, ...] = ()
+
+
+class TrainSamples(Dataset[Sample]):
+    """Augmented samples; each draws its randomness from (seed, epoch, index) alone."""
+
+    def __init__(self, images: ClassifiedImages, transform: Transform, seed: int) -> None:
+        """Augment `images` by `transform`."""
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __getitem__(self, index: Key) -> Sample:
+        """Return the sample at an (epoch, index) pair.
+
+        A file that cannot be decoded is replaced by one that follows from the same pair, so in every rerun by the same.
+
+        Raises:
+            ImageError: its replacements cannot be decoded either.
+        """
+        epoch, chosen = index
+        faults: list[str] = []
+        while True:
+            try:
+                image, target = self.images[chosen]
+            except ImageError as error:
+                faults.append(str(error))
+                if len(faults) > REPLACEMENTS:
+                    raise
+                seed_everything(self.seed, epoch, index[1], len(faults))
+                chosen = int(torch.randint(len(self.images), ()))
+                continue
+            seed_everything(self.seed, epoch, chosen)
+            return Sample(self.transform(image), target, chosen, tuple(faults))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the images of a dataset."""
+
+    images: ClassifiedImages
+    indices: list[int]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.images.classes
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple["Image", int]:
+        """Return a picture and its class."""
+        return self.images[self.indices[index]]
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples."""
+    return Batch(
+        images=torch.stack([sample.pixels for sample in samples]),
+        targets=torch.tensor([sample.target for sample in samples]),
+        ids=tuple(sample.index for sample in samples),
+        faults=tuple(fault for sample in samples for fault in sample.faults),
+    )
+
+
+def train_loader(samples: TrainSamples, sampler: StepSampler, workers: int) -> "DataLoader[Batch]":
+    """Load the steps of `sampler` in `workers` processes; the batches do not depend on how many."""
+    loader: DataLoader[Any] = DataLoader(
+        samples,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        timeout=WORKER_TIMEOUT if workers else 0,
+    )
+    return loader
+
+
+def evaluation_batches(
+    images: ClassifiedImages, preprocessing: Preprocessing, *, batch_size: int, workers: int
+) -> Iterator[Batch]:
+    """Yield every image once, in order, decoded in `workers` processes (0: in this one).
+
+    Raises:
+        ImageError: a file cannot be decoded. Scoring goes on without it only if you take it away.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    loader = DataLoader(
+        _EvaluationSamples(images, preprocessing),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_collate_or_fail,
+        timeout=WORKER_TIMEOUT if workers else 0,
+    )
+    for batch in loader:
+        if isinstance(batch, ImageError):
+            raise batch
+        yield batch
+
+
+class _EvaluationSamples(Dataset["Sample | ImageError"]):
+    """Preprocessed images; errors are handed over as values, for a loader's worker would bury them in a traceback."""
+
+    def __init__(self, images: ClassifiedImages, preprocessing: Preprocessing) -> None:
+        self.images, self.preprocessing = images, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> "Sample | ImageError":
+        try:
+            image, label = self.images[index]
+        except ImageError as error:
+            return error
+        return Sample(self.preprocessing(image), label, index)
+
+
+def _collate_or_fail(samples: "list[Sample | ImageError]") -> Batch | ImageError:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, ImageError):
+            return sample
+        good.append(sample)
+    return collate(good)

@@ -1,0 +1,125 @@
+"""Training augmentation as data, and the function it stands for."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from davit.preprocessing import Preprocessing, as_mode, to_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How a training image is varied; every entry can be off.
+
+    Attributes:
+        crop_scale: share of the image's area that a random crop keeps, least and most; (1, 1) resizes the whole image.
+        crop_ratio: aspect ratio of that crop, least and most.
+        shift_crop: pixels of reflected border from which a crop of the full size is shifted, as usual for 32 px images.
+        flip: probability of a horizontal flip.
+        rotate: largest rotation, in degrees.
+        translate: largest shift, as a share of the side.
+        zoom: largest change of size, as a share.
+        rand_augment: a RandAugment policy of timm, such as `rand-m9-mstd0.5-inc1`; empty for none.
+        erasing: probability that a random rectangle becomes noise.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    shift_crop: int = 0
+    flip: float = 0.5
+    rotate: float = 0.0
+    translate: float = 0.0
+    zoom: float = 0.0
+    rand_augment: str = "rand-m9-mstd0.5-inc1"
+    erasing: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Refuse probabilities and ranges that mean nothing."""
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale must lie in (0, 1], least first, got {self.crop_scale}")
+        for name in ("flip", "erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
+
+
+class TrainTransform:
+    """Turn a picture into a normalised tensor, differently each time; it draws from the global generators."""
+
+    def __init__(self, augmentation: Augmentation, preprocessing: Preprocessing) -> None:
+        """Vary as `augmentation` says and end with the size and normalisation of `preprocessing`."""
+        self.preprocessing = preprocessing
+        self.geometry = _geometry(augmentation, preprocessing)
+        self.erase = _erasing(augmentation)
+
+    def __call__(self, image: "Image") -> "Tensor":
+        """Return (channels, height, width), float32."""
+        image = as_mode(image, self.preprocessing.channels)
+        for step in self.geometry:
+            image = step(image)
+        pixels = self.preprocessing.normalize(to_tensor(as_mode(image, self.preprocessing.channels)))
+        return self.erase(pixels) if self.erase else pixels
+
+
+def _geometry(augmentation: Augmentation, preprocessing: Preprocessing) -> "list[Callable[[Image], Image]]":
+    from torchvision.transforms import v2
+
+    size = list(preprocessing.size)
+    filters = v2.InterpolationMode(preprocessing.interpolation)
+    steps: list[Callable[[Image], Image]] = []
+    if augmentation.crop_scale == (1.0, 1.0):
+        steps.append(preprocessing.resize)
+    else:
+        steps.append(
+            v2.RandomResizedCrop(size, augmentation.crop_scale, augmentation.crop_ratio, interpolation=filters)
+        )
+    if augmentation.shift_crop:
+        steps.append(v2.RandomCrop(size, padding=augmentation.shift_crop, padding_mode="reflect"))
+    if augmentation.flip:
+        steps.append(v2.RandomHorizontalFlip(augmentation.flip))
+    if augmentation.rotate or augmentation.translate or augmentation.zoom:
+        steps.append(
+            v2.RandomAffine(
+                [-augmentation.rotate, augmentation.rotate],
+                translate=(augmentation.translate, augmentation.translate),
+                scale=(1 - augmentation.zoom, 1 + augmentation.zoom),
+                interpolation=v2.InterpolationMode.BILINEAR,
+            )
+        )
+    if augmentation.rand_augment:
+        steps.append(_rand_augment(augmentation.rand_augment, preprocessing))
+    return steps
+
+
+def _rand_augment(policy: str, preprocessing: Preprocessing) -> "Callable[[Image], Image]":
+    from timm.data.auto_augment import rand_augment_transform
+
+    grey = tuple(min(255, round(255 * value)) for value in preprocessing.mean)
+    fill = {
+        "translate_const": int(min(preprocessing.size) * 0.45),
+        "img_mean": grey if len(grey) == 3 else (grey[0],) * 3,
+    }
+    vary = rand_augment_transform(policy, fill)
+    for operation in vary.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    return lambda image: vary(image.convert("RGB"))  # timm's operations are made for RGB
+
+
+def _posterize(image: "Image", bits: int, **_: object) -> "Image":
+    """Keep at least one bit a channel: timm 1.0.31 asks for none at the highest magnitude, which Pillow 13 refuses."""
+    from PIL import ImageOps
+
+    return image if bits >= 8 else ImageOps.posterize(image, max(bits, 1))
+
+
+def _erasing(augmentation: Augmentation) -> "Callable[[Tensor], Tensor] | None":
+    if not augmentation.erasing:
+        return None
+    from timm.data.random_erasing import RandomErasing
+
+    return RandomErasing(augmentation.erasing, mode="pixel", device="cpu")

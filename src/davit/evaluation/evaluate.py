@@ -1,0 +1,49 @@
+"""The one loop that scores anything: models, backends, exported files."""
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from davit.structures import Batch
+
+
+class Metric(Protocol):
+    """What adds up results."""
+
+    def update(self, results: Any, targets: Any, /) -> None:
+        """Count the results of a batch."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Return the scores of all that was counted."""
+        ...
+
+
+def evaluate(model: Callable[[Tensor], Any], batches: Iterable[Batch], metric: Metric) -> dict[str, float]:
+    """Score a model, or a backend, on batches of images and targets.
+
+    A model computes on its own device, in evaluation mode and without gradients; the mode it was in is restored.
+    """
+    with _evaluating(model) as device, torch.inference_mode():
+        for batch in batches:
+            metric.update(model(batch.images if device is None else batch.images.to(device)), batch.targets)
+    return metric.compute()
+
+
+@contextmanager
+def _evaluating(model: Callable[[Tensor], Any]) -> Generator[torch.device | None]:
+    """Yield the device of the model, None for what looks after that itself."""
+    if not isinstance(model, nn.Module):
+        yield None
+        return
+    modes = [(module, module.training) for module in model.modules()]  # parts may be frozen in evaluation mode
+    parameter = next(model.parameters(), None)
+    model.eval()
+    try:
+        yield None if parameter is None else parameter.device
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,55 @@
+"""The model itself, operation by operation."""
+
+import torch
+from torch import Tensor, nn
+
+from davit.preprocessing import Preprocessing
+
+
+class EagerBackend:
+    """A model in evaluation mode on a device of your choice.
+
+    Attributes:
+        device: where it computes.
+        preprocessing: the model's.
+        classes: the model's; empty where it names none.
+    """
+
+    def __init__(self, model: nn.Module, device: str | torch.device | None = None) -> None:
+        """Move the model to a device and into evaluation mode.
+
+        Args:
+            model: with attributes `preprocessing` and `classes`, as `davit.load` and `create_model` make it.
+            device: None takes the graphics card if there is one, else the CPU.
+
+        Raises:
+            ValueError: the model has no preprocessing, or the device is not there.
+        """
+        preprocessing = getattr(model, "preprocessing", None)
+        if not isinstance(preprocessing, Preprocessing):
+            raise ValueError(
+                f"this {type(model).__name__} does not say how images are prepared for it: set its .preprocessing, for "
+                "example to davit.preprocessing.Preprocessing.imagenet(224)"
+            )
+        self.device = choose_device(device)
+        self.preprocessing = preprocessing
+        self.classes: tuple[str, ...] = tuple(getattr(model, "classes", ()))
+        self._model = model.to(self.device).eval()
+
+    def __call__(self, images: Tensor) -> Tensor:  # (B, C, H, W)
+        """Return logits, (B, classes), on the device of the images."""
+        with torch.inference_mode():
+            return self._model(images.to(self.device)).to(images.device)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device of that name, or for None the best one there is."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used: {reason}. Try 'cpu'") from error
+    return chosen
