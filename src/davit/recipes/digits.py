@@ -1,0 +1,33 @@
+"""Recipe `digits`: 1,437 built-in handwritten digits, about a minute on two CPU cores, test top-1 over 0.98."""
+
+from davit.data.transforms import Augmentation
+from davit.models.variants import variant as architecture
+from davit.tasks.classification import ClassificationConfig
+from davit.train.optimizer import OptimizerConfig
+from davit.train.recipe import DataRecipe, ModelRecipe, Recipe, RuntimeRecipe
+from davit.train.schedule import ScheduleConfig
+
+
+def digits(variant: str = "davit_pico") -> Recipe:
+    """Ours, not the paper's: sized so that a demonstration ends while one watches."""
+    return Recipe(
+        name="digits",
+        model=ModelRecipe(
+            variant=variant, backbone=architecture(variant).override(in_channels=1, drop_path=0.05, window=4)
+        ),
+        task=ClassificationConfig(label_smoothing=0.1, mixup=0.0, cutmix=0.0),
+        data=DataRecipe(
+            source="digits",
+            image_size=32,
+            channels=1,
+            crop=1.0,
+            batch_size=64,
+            workers=0,
+            augmentation=Augmentation(
+                crop_scale=(1.0, 1.0), flip=0.0, rotate=12.0, translate=0.08, zoom=0.12, rand_augment="", erasing=0.0
+            ),
+        ),
+        optimizer=OptimizerConfig(learning_rate=4e-3),
+        schedule=ScheduleConfig(epochs=14, warmup_epochs=1, cooldown_epochs=0),
+        runtime=RuntimeRecipe(ema=0.98),
+    )

@@ -1,0 +1,106 @@
+"""One complete, typed training run. It is saved as JSON in the run folder, and compared there before a run goes on."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from davit.data.transforms import Augmentation
+from davit.models.config import DaViTConfig
+from davit.tasks.classification import ClassificationConfig
+from davit.train.optimizer import OptimizerConfig
+from davit.train.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """What is trained, and what it starts from.
+
+    Attributes:
+        variant: name of the architecture; a given `init` decides instead.
+        backbone: the architecture itself; with `init` only `drop_path` and `gradient_checkpointing` count.
+        init: a checkpoint of any known format or a weight name to start from; empty for fresh weights.
+    """
+
+    variant: str
+    backbone: DaViTConfig
+    init: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """What it learns from.
+
+    Attributes:
+        source: the built-in digits, or a folder of class folders.
+        root: that folder, with `train/` and `val/` or to be split.
+        validation_share: share of a folder without `train/` and `val/` that is held out.
+        image_size: side of the square the model sees, in pixels.
+        channels: 1 for grey, 3 for RGB.
+        crop: side of the central crop in evaluation over the side it is cut from.
+        interpolation: filter of resizes.
+        batch_size: images per step.
+        workers: processes that decode and augment; 0 does it between steps.
+        augmentation: how training images are varied.
+    """
+
+    source: Literal["digits", "folder"]
+    root: str = ""
+    validation_share: float = 0.2
+    image_size: int = 224
+    channels: int = 3
+    crop: float = 0.9
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    batch_size: int = 128
+    workers: int = 2
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be loaded."""
+        if self.batch_size < 1 or self.image_size < 1 or self.workers < 0:
+            raise ValueError("batch_size and image_size must be at least 1, workers at least 0")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share must lie in (0, 1), got {self.validation_share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeRecipe:
+    """How it runs; nothing here should change what is learnt, but for rounding.
+
+    Attributes:
+        seed: from which all randomness follows.
+        device: `auto` takes a GPU where there is one.
+        precision: `auto` is bf16 on a GPU and fp32 on a CPU.
+        compile: compile the model for training.
+        ema: decay of the averaged weights that are evaluated and saved; 0 for none.
+        evaluate_every: epochs between evaluations.
+        save_minutes: minutes between checkpoints; one is also saved at the end.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    ema: float = 0.0
+    evaluate_every: int = 1
+    save_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if self.evaluate_every < 1 or self.save_minutes < 0 or self.seed < 0:
+            raise ValueError("evaluate_every must be at least 1, save_minutes and seed not negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run."""
+
+    name: str
+    model: ModelRecipe
+    task: ClassificationConfig
+    data: DataRecipe
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    runtime: RuntimeRecipe
