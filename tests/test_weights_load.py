@@ -209,3 +209,10 @@ def test_loading_is_quick_and_leaves_the_generator_alone(tmp_path: Path) -> None
     before = torch.get_rng_state()
     davit.load(tmp_path / "m.safetensors")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_folder_means_its_final_model(tmp_path):
+    model = davit.create_model("davit_pico", num_classes=2)
+    davit.save(model, tmp_path / "model.safetensors")
+    davit.save(davit.create_model("davit_pico", num_classes=3), tmp_path / "best.safetensors")
+    assert torch.equal(davit.load(tmp_path).head.weight, model.head.weight)

@@ -126,7 +126,7 @@ def _label(key: str) -> str:
         "top1": "Top-1 accuracy",
         "top5": "Top-5 accuracy",
         "count": "Test images",
-        "seconds": "Evaluation time",
+        "seconds": "Training time",
         "images_per_second": "Images per second",
         "parameters": "Parameters",
         "macs": "Multiply-adds",

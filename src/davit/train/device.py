@@ -1,5 +1,7 @@
 """Where a run computes, and in what precision."""
 
+import os
+
 import torch
 
 
@@ -20,3 +22,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def pick_workers(workers: int, device: torch.device) -> int:
+    """Turn -1 into the CPUs that are left over; where two of them compute, a worker beside them only slows both."""
+    if workers >= 0:
+        return workers
+    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, free if device.type != "cpu" else max(0, free - 2))

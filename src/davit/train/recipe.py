@@ -38,7 +38,7 @@ class DataRecipe:
         crop: side of the central crop in evaluation over the side it is cut from.
         interpolation: filter of resizes.
         batch_size: images per step.
-        workers: processes that decode and augment; 0 does it between steps.
+        workers: processes that decode and augment; 0 does it between steps, -1 takes the CPUs that training leaves.
         augmentation: how training images are varied.
     """
 
@@ -50,13 +50,13 @@ class DataRecipe:
     crop: float = 0.9
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     batch_size: int = 128
-    workers: int = 2
+    workers: int = -1
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be loaded."""
-        if self.batch_size < 1 or self.image_size < 1 or self.workers < 0:
-            raise ValueError("batch_size and image_size must be at least 1, workers at least 0")
+        if self.batch_size < 1 or self.image_size < 1 or self.workers < -1:
+            raise ValueError("batch_size and image_size must be at least 1, workers at least 0, or -1 to choose")
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
         if not 0 < self.validation_share < 1:

@@ -23,6 +23,7 @@ from davit.structures import Batch
 from davit.tasks.classification import ClassificationMetric, ClassificationTask
 from davit.train.build import Images, build_images, build_model
 from davit.train.checkpoint import latest_point
+from davit.train.device import pick_device, pick_workers
 from davit.train.recipe import Recipe
 from davit.train.trainer import Plan, Trainer
 from davit.weights.load import load
@@ -127,7 +128,7 @@ def make_plan(recipe: Recipe, model: Classifier, task: ClassificationTask, image
 
     return Plan(
         loader=lambda first: train_loader(
-            samples, StepSampler(len(images.train), batch_size, seed, first, last), data.workers
+            samples, StepSampler(len(images.train), batch_size, seed, first, last), workers_of(recipe)
         ),
         steps_per_epoch=steps_per_epoch,
         evaluate=score,
@@ -140,7 +141,14 @@ def validation_batches(recipe: Recipe, model: Classifier, images: Images) -> Ite
     """Each validation image once."""
     assert model.preprocessing is not None
     data = recipe.data
-    return evaluation_batches(images.validation, model.preprocessing, batch_size=data.batch_size, workers=data.workers)
+    return evaluation_batches(
+        images.validation, model.preprocessing, batch_size=data.batch_size, workers=workers_of(recipe)
+    )
+
+
+def workers_of(recipe: Recipe) -> int:
+    """Loader processes of a recipe on this machine."""
+    return pick_workers(recipe.data.workers, pick_device(recipe.runtime.device))
 
 
 def _save(trained: nn.Module, described: Classifier, path: Path, recipe: Recipe, scores: dict[str, Any]) -> None:

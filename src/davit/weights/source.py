@@ -14,6 +14,7 @@ from torch import Tensor
 from davit.weights.atomic import atomic_write
 from davit.weights.checkpoint import CheckpointError
 
+USUAL = "model.safetensors"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 
 # Where training codes keep the tensors, preferred first: smoothed weights give the published scores.
@@ -21,7 +22,7 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "m
 
 
 def find_file(source: str | Path) -> Path:
-    """The weights file a path means: itself, or the only one in a folder.
+    """The weights file a path means: itself, or in a folder `model.safetensors` or the only one.
 
     Raises:
         ValueError: a folder with none or several.
@@ -29,11 +30,13 @@ def find_file(source: str | Path) -> Path:
     path = Path(source)
     if not path.is_dir():
         return path
+    if (path / USUAL).is_file():  # what our runs and most public folders call it
+        return path / USUAL
     files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix in SUFFIXES)
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
         raise ValueError(
-            f"{path} should hold exactly one weights file ({', '.join(SUFFIXES)}), found {names}: name one"
+            f"{path} should hold {USUAL} or exactly one weights file ({', '.join(SUFFIXES)}), found {names}: name one"
         )
     return files[0]
 
