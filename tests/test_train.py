@@ -37,7 +37,7 @@ from davit.train.schedule import ScheduleConfig, rate_at
 from davit.train.stop import TrainingStoppedError
 from davit.train.trainer import Trainer
 
-TINY = DaViTConfig(in_channels=1, widths=(32, 32, 32, 32), depths=(1, 1, 1, 1), window=4, drop_path=0.1)
+TINY = DaViTConfig(in_channels=1, widths=(32, 32, 32, 32), depths=(1, 1, 1, 1), window=3, drop_path=0.1)
 
 
 def tiny_recipe(**settings: str) -> Recipe:
@@ -195,7 +195,7 @@ def test_run_folder_holds_what_it_promises(tmp_path):
     assert [r["step"] for r in records if "top1" in r] == [11, 22]
     model = davit.load(folder / "model.safetensors")
     assert model.classes == tuple("0123456789")
-    assert model.preprocessing.size == (32, 32)
+    assert model.preprocessing.size == (24, 24)
     images, targets = zip(*(Digits("test")[i] for i in range(360)), strict=True)
     with torch.no_grad():
         logits = model(torch.stack([model.preprocessing(image) for image in images]))

@@ -13,12 +13,12 @@ def digits(variant: str = "davit_pico") -> Recipe:
     return Recipe(
         name="digits",
         model=ModelRecipe(
-            variant=variant, backbone=architecture(variant).override(in_channels=1, drop_path=0.05, window=4)
+            variant=variant, backbone=architecture(variant).override(in_channels=1, drop_path=0.05, window=3)
         ),
         task=ClassificationConfig(label_smoothing=0.1, mixup=0.0, cutmix=0.0),
         data=DataRecipe(
             source="digits",
-            image_size=32,
+            image_size=24,
             channels=1,
             crop=1.0,
             batch_size=64,
@@ -28,6 +28,6 @@ def digits(variant: str = "davit_pico") -> Recipe:
             ),
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3),
-        schedule=ScheduleConfig(epochs=14, warmup_epochs=1, cooldown_epochs=0),
+        schedule=ScheduleConfig(epochs=18, warmup_epochs=1, cooldown_epochs=0),
         runtime=RuntimeRecipe(ema=0.98),
     )
