@@ -267,7 +267,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
     run(tiny_recipe(schedule__epochs="1"), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.5, 0\.002.*--fresh"):
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.5 instead of 0\.004.*--fresh"):
         run(tiny_recipe(schedule__epochs="1", optimizer__learning_rate="0.5"), tmp_path / "run")
 
 

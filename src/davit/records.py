@@ -77,11 +77,11 @@ def field_paths(record: Any) -> list[str]:
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
-    """Where two JSON values differ: "path: one value, other value"."""
+    """Where two JSON values differ: "path: value in a instead of value in b"."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         keys = dict.fromkeys([*a, *b])
         return [line for key in keys for line in differences(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))]
-    return [] if a == b else [f"{prefix}: {a!r}, {b!r}"]
+    return [] if a == b else [f"{prefix}: {a!r} instead of {b!r}"]
 
 
 def _parsed(hint: Any, text: str, path: str) -> Any:
