@@ -36,6 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         print(f"davit {verb}: error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        print(f"davit {verb}: error: a loader process died or hung ({str(error).splitlines()[0]})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"davit {verb}: interrupted", file=sys.stderr)
         return 130
