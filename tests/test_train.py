@@ -1,9 +1,7 @@
-"""Training: schedule, groups, exact resume, safe saves, skipped steps, bad files, and what a run folder holds."""
+"""Runs: exact resume, safe saves, skipped steps, bad files, and what a run folder holds."""
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,172 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
 
 import davit
 from davit.data.digits import Digits
-from davit.data.folder import ClassFolder
-from davit.data.loader import StepSampler, TrainSamples, train_loader
-from davit.data.transforms import Augmentation, TrainTransform
-from davit.models.config import DaViTConfig
-from davit.preprocessing import Preprocessing
 from davit.recipes import make_recipe
 from davit.records import assign, from_json, to_json
-from davit.seeding import seed_everything
 from davit.train.checkpoint import latest_point
-from davit.train.optimizer import OptimizerConfig, layer_depths, parameter_groups
 from davit.train.recipe import Recipe
-from davit.train.run import build_images, build_model, make_plan, run
-from davit.train.schedule import ScheduleConfig, rate_at
+from davit.train.run import build_images, build_model, run
 from davit.train.stop import TrainingStoppedError
-from davit.train.trainer import Trainer
-
-TINY = DaViTConfig(in_channels=1, widths=(32, 32, 32, 32), depths=(1, 1, 1, 1), window=3, drop_path=0.1)
-
-
-def tiny_recipe(**settings: str) -> Recipe:
-    """Digits with a very small model: 11 steps an epoch."""
-    recipe = make_recipe("digits")
-    recipe = replace(recipe, model=replace(recipe.model, backbone=TINY))
-    for path, text in {"data.batch_size": "128", "schedule.epochs": "2", "schedule.warmup_epochs": "1"}.items():
-        recipe = assign(recipe, path, text)
-    for path, text in settings.items():
-        recipe = assign(recipe, path.replace("__", "."), text)
-    return recipe
-
-
-def colour_folder(root: Path, names: tuple[str, ...] = ("blue", "green", "red"), images: int = 8) -> Path:
-    """Pictures of noise in three colours, learnable by anyone."""
-    rng = np.random.default_rng(0)
-    for index, name in enumerate(names):
-        (root / name).mkdir(parents=True)
-        for i in range(images):
-            pixels = rng.integers(0, 120, (20, 24, 3), dtype=np.uint8)
-            pixels[..., 2 - index % 3] += 130
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
-
-
-def states_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-# Schedule and groups
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 7), st.floats(0, 0.5))
-def test_schedule_equals_timm(epochs, warmup, steps_per_epoch, floor):
-    warmup = min(warmup, epochs)
-    config = ScheduleConfig(epochs=epochs, warmup_epochs=warmup, warmup_start=1e-3, floor=floor, cooldown_epochs=3)
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    scheduler = CosineLRScheduler(
-        optimizer,
-        epochs * steps_per_epoch,
-        floor,
-        warmup_t=warmup * steps_per_epoch,
-        warmup_lr_init=1e-3,
-        t_in_epochs=False,
-    )
-    for step in range(config.total_epochs * steps_per_epoch):
-        scheduler.step_update(step)
-        assert rate_at(config, step, steps_per_epoch) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
-
-
-def test_weight_decay_groups_equal_timm():
-    model = davit.create_model("davit_pico", num_classes=10)
-    ours = parameter_groups(model, OptimizerConfig(weight_decay=0.05))
-    theirs = param_groups_weight_decay(model, 0.05)
-    for group in theirs:
-        mine = [g for g in ours if g["weight_decay"] == group["weight_decay"]]
-        assert {id(p) for g in mine for p in g["params"]} == {id(p) for p in group["params"]}
-
-
-def test_layer_decay_falls_from_head_to_stem():
-    model = davit.create_model("davit_pico", num_classes=10)  # depths 1, 1, 2, 1
-    depths = layer_depths(model)
-    assert depths["backbone.stages.0.downsample.proj.weight"] == 0
-    assert depths["backbone.stages.0.blocks.0.window.attn.qkv.weight"] == 1
-    assert depths["backbone.stages.2.downsample.proj.weight"] == 3
-    assert depths["backbone.stages.2.blocks.1.channel.mlp.fc1.weight"] == 4
-    assert depths["backbone.stages.3.blocks.0.window.norm_attn.weight"] == 5
-    assert depths["head.weight"] == depths["norm.weight"] == 6
-    groups = parameter_groups(model, OptimizerConfig(layer_decay=0.5))
-    scales = sorted({group["scale"] for group in groups})
-    assert scales == [0.5**k for k in range(6, -1, -1)]
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-
-
-# Data
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 33), st.integers(1, 5), st.integers(0, 3))
-def test_each_sample_once_an_epoch(samples, batch_size, seed):
-    if samples < batch_size:
-        with pytest.raises(ValueError, match="do not fill one batch"):
-            StepSampler(samples, batch_size, seed, 0, 1)
-        return
-    per_epoch = samples // batch_size
-    batches = list(StepSampler(samples, batch_size, seed, 0, 2 * per_epoch))
-    for epoch in range(2):
-        keys = [key for batch in batches[epoch * per_epoch : (epoch + 1) * per_epoch] for key in batch]
-        assert {e for e, _ in keys} == {epoch}
-        assert len({index for _, index in keys}) == len(keys) == per_epoch * batch_size
-    middle = per_epoch + per_epoch // 2
-    assert list(StepSampler(samples, batch_size, seed, middle, 2 * per_epoch)) == batches[middle:]
-
-
-def test_workers_and_restarts_never_change_the_data():
-    preprocessing = Preprocessing(size=(24, 24), mean=(0.5,), std=(0.5,))
-    transform = TrainTransform(Augmentation(erasing=0.5), preprocessing)
-    samples = TrainSamples(Digits("test"), transform, seed=3)
-
-    def batches(workers: int, first: int) -> list[torch.Tensor]:
-        return [b.images for b in train_loader(samples, StepSampler(360, 40, 3, first, 12), workers)]
-
-    whole = batches(0, 0)
-    assert all(torch.equal(a, b) for a, b in zip(whole, batches(2, 0), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(whole[7:], batches(1, 7), strict=True))
-    assert not torch.equal(whole[0], whole[9])  # the second epoch is drawn anew
-
-
-def test_digits_split_is_fixed_and_disjoint():
-    train, test = Digits("train"), Digits("test")
-    assert (len(train), len(test)) == (1437, 360)
-    seen = {train[i][0].tobytes() for i in range(len(train))}
-    assert sum(test[i][0].tobytes() in seen for i in range(len(test))) == 0
-    assert set(train.labels) == set(test.labels) == set(range(10))
-
-
-def test_unreadable_images_are_replaced_alike_in_every_rerun(tmp_path):
-    root = colour_folder(tmp_path / "data")
-    (root / "red" / "3.png").write_bytes(b"not an image")
-    images = ClassFolder(root)
-    bad = images.paths.index(root / "red" / "3.png")
-    samples = TrainSamples(images, lambda image: torch.tensor(np.array(image)), seed=5)
-    first, second = samples[(2, bad)], samples[(2, bad)]
-    assert first.index == second.index != bad
-    assert torch.equal(first.pixels, second.pixels)
-    assert "3.png" in first.faults[0]
-    assert len({samples[(epoch, bad)].index for epoch in range(12)}) > 1
-
-
-def test_every_magnitude_of_rand_augment_can_be_drawn():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
-    for magnitude in range(11):
-        policy = f"rand-m{magnitude}-n2-inc1"
-        transform = TrainTransform(Augmentation(rand_augment=policy), Preprocessing(size=(24, 24)))
-        for seed in range(60):
-            seed_everything(seed)
-            assert transform(image).isfinite().all()
-
-
-# Runs
+from runs import TINY, colour_folder, make_trainer, states_equal, stop_after, tiny_recipe
 
 
 def test_run_folder_holds_what_it_promises(tmp_path):
@@ -200,28 +42,6 @@ def test_run_folder_holds_what_it_promises(tmp_path):
     with torch.no_grad():
         logits = model(torch.stack([model.preprocessing(image) for image in images]))
     assert (logits.argmax(1) == torch.tensor(targets)).float().mean().item() == pytest.approx(metrics["top1"])
-
-
-def stop_after(trainer: Trainer, steps: int) -> None:
-    """Send this process SIGTERM in the middle of a step."""
-    step = trainer._step
-
-    def counted(*arguments):
-        if arguments[2] == steps - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
-    trainer._step = counted
-
-
-def make_trainer(recipe: Recipe, folder: Path) -> Trainer:
-    from davit.tasks.classification import ClassificationTask
-
-    folder.mkdir(exist_ok=True)
-    images = build_images(recipe.data, recipe.runtime.seed)
-    model = build_model(recipe, images.train.classes)
-    task = ClassificationTask(recipe.task, 10)
-    return Trainer(recipe, model, task, make_plan(recipe, model, task, images), folder)
 
 
 @pytest.mark.parametrize("steps", [4, 11, 17])
@@ -330,7 +150,7 @@ def test_full_disk_keeps_the_run_and_the_earlier_checkpoint(tmp_path):
 import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_train import make_trainer, tiny_recipe
+from runs import make_trainer, tiny_recipe
 import davit.train.trainer as trainer_module
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 trainer = make_trainer(tiny_recipe(runtime__save_minutes="0"), Path({str(tmp_path / "run")!r}))

@@ -1,0 +1,68 @@
+"""Small training runs that tests share."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from davit.models.config import DaViTConfig
+from davit.recipes import make_recipe
+from davit.records import assign
+from davit.train.recipe import Recipe
+from davit.train.run import build_images, build_model, make_plan
+from davit.train.trainer import Trainer
+
+TINY = DaViTConfig(in_channels=1, widths=(32, 32, 32, 32), depths=(1, 1, 1, 1), window=3, drop_path=0.1)
+
+
+def tiny_recipe(**settings: str) -> Recipe:
+    """Digits with a very small model: 11 steps an epoch."""
+    recipe = make_recipe("digits")
+    recipe = replace(recipe, model=replace(recipe.model, backbone=TINY))
+    for path, text in {"data.batch_size": "128", "schedule.epochs": "2", "schedule.warmup_epochs": "1"}.items():
+        recipe = assign(recipe, path, text)
+    for path, text in settings.items():
+        recipe = assign(recipe, path.replace("__", "."), text)
+    return recipe
+
+
+def colour_folder(root: Path, names: tuple[str, ...] = ("blue", "green", "red"), images: int = 8) -> Path:
+    """Pictures of noise in three colours, learnable by anyone."""
+    rng = np.random.default_rng(0)
+    for index, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for i in range(images):
+            pixels = rng.integers(0, 120, (20, 24, 3), dtype=np.uint8)
+            pixels[..., 2 - index % 3] += 130
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def states_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def stop_after(trainer: Trainer, steps: int) -> None:
+    """Send this process SIGTERM in the middle of a step."""
+    step = trainer._step
+
+    def counted(*arguments):
+        if arguments[2] == steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    trainer._step = counted
+
+
+def make_trainer(recipe: Recipe, folder: Path) -> Trainer:
+    from davit.tasks.classification import ClassificationTask
+
+    folder.mkdir(exist_ok=True)
+    images = build_images(recipe.data, recipe.runtime.seed)
+    model = build_model(recipe, images.train.classes)
+    task = ClassificationTask(recipe.task, 10)
+    return Trainer(recipe, model, task, make_plan(recipe, model, task, images), folder)
