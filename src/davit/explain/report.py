@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ from torch import Tensor
 from davit.explain import charts, drawing, explorer
 from davit.explain.attention import record_attention
 from davit.models.classifier import Classifier
+from davit.weights.atomic import atomic_write
 
 MOST_WRONG = 24
 MOST_RIGHT = 12
@@ -71,12 +71,9 @@ class ReportInput:
 
 def write_report(data: ReportInput, path: Path) -> None:
     """Write the page; a reader of `path` sees the old page or the new one, never a part."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(render(data), encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    page = render(data).encode()
+    with atomic_write(path) as file:
+        file.write(page)
 
 
 def render(data: ReportInput) -> str:

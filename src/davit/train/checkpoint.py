@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from davit.weights.atomic import sync_folder
+
 KEPT = 2
 
 
@@ -55,7 +57,7 @@ def save_point(run: Path, point: ResumePoint) -> Path:
         _write(unfinished / "manifest.json", json.dumps(manifest, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
-        _sync(run)
+        sync_folder(run)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"could not save {final}: {error.strerror or error}") from error
@@ -98,16 +100,6 @@ def _write(path: Path, content: bytes) -> dict[str, Any]:
         file.flush()
         os.fsync(file.fileno())
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

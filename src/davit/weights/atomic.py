@@ -23,7 +23,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -41,7 +41,8 @@ def _explained(error: OSError, target: Path) -> OSError:
     return explained
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
     # Without this a power cut may bring back the old name although the data is safe.
     if os.name == "nt":  # folders cannot be opened there
         return
