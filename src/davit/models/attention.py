@@ -76,5 +76,5 @@ def channel_affinity(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """The softmaxed affinity of each channel (row) to each channel of its group: (B, groups, D, D), rows sum to one."""
     if q.dtype in (torch.float16, torch.bfloat16):
         with torch.autocast(q.device.type, enabled=False):
-            return ((q.float() * scale).mT @ k.float()).softmax(-1)
-    return ((q * scale).mT @ k).softmax(-1)
+            return (q.float().mT @ k.float() * scale).softmax(-1)
+    return (q.mT @ k * scale).softmax(-1)

@@ -1,7 +1,9 @@
 """The dual attention block (paper figure 3): position encoding, attention, position encoding, MLP, twice."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from davit.models.attention import ChannelAttention, WindowAttention
 from davit.models.config import Attention, DaViTConfig
@@ -37,18 +39,34 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch of whole images while training, and scale up the kept ones (stochastic depth)."""
+    """Drop a residual branch of whole images while training, and scale up the kept ones (stochastic depth).
+
+    Where the images are part of a larger batch, `place` says which part: the draw is made for the whole batch, so that
+    an image's fate does not depend on how the batch was dealt out.
+    """
 
     def __init__(self, rate: float) -> None:
         """Drop with probability `rate`."""
         super().__init__()
         self.rate = rate
+        self.batch_size = 0
+        self.first: Tensor | None = None
+
+    def place(self, first: int, batch_size: int) -> None:
+        """Say that the images to come are rows `first`, `first + 1`, ... of a batch of `batch_size`."""
+        if self.first is None:
+            self.first = torch.tensor(first)
+        self.first.fill_(first)  # in place and a tensor: a compiled model does not notice
+        self.batch_size = batch_size
 
     def forward(self, x: Tensor) -> Tensor:  # (B, ...)
         """Return `x`, or zeros for the dropped images."""
         if not self.training or self.rate == 0.0:
             return x
-        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
+        draws = torch.rand(self.batch_size or len(x), device=x.device)
+        if self.first is not None:
+            draws = draws[self.first + torch.arange(len(x), device=x.device)]
+        keep = (draws >= self.rate).to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
         return x * keep / (1.0 - self.rate)
 
     def extra_repr(self) -> str:
@@ -93,9 +111,11 @@ class DualAttentionBlock(nn.Module):
         super().__init__()
         for attention, rate in zip(config.attentions, drop_paths, strict=True):
             self.add_module(attention, AttentionBlock(config, width, attention, rate))
+        self.gradient_checkpointing = config.gradient_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         """Return the same shape."""
+        recompute = self.gradient_checkpointing and self.training
         for block in self.children():
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x

@@ -29,7 +29,7 @@ class DaViTConfig:
         mlp: an MLP after each attention.
         mlp_ratio: hidden width of the MLP over its input width.
         drop_path: probability of dropping the last residual branch; it rises linearly from 0 over the sub-blocks.
-        gradient_checkpointing: recompute each dual block in the backward pass instead of keeping its activations.
+        gradient_checkpointing: recompute each attention block in the backward pass instead of keeping its activations.
     """
 
     in_channels: int = 3

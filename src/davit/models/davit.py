@@ -1,8 +1,8 @@
 """The DaViT backbone: images to four feature maps at strides 4, 8, 16 and 32 (paper section 3.1, figure 2)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from davit.models.blocks import NORM_EPS, DualAttentionBlock
 from davit.models.config import STRIDES, DaViTConfig
@@ -20,14 +20,16 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:  # (B, in_channels, height, width)
         """Return (B, ceil(height / 4), ceil(width / 4), C)."""
+        # Three channels are cheaply rearranged; otherwise the norm would have to rearrange C of them.
+        images = images.contiguous(memory_format=torch.channels_last)
         return self.norm(self.proj(images).permute(0, 2, 3, 1))
 
 
 class Downsample(nn.Module):
     """A norm, then a stride-2 convolution that merges patches; odd maps get a row or column of zeros between them.
 
-    A 2x2 kernel always gets them, for it never reaches those it does not need: this keeps the output size at
-    ceil(size / 2) without a remainder, which `torch.export` of free sizes would stumble over.
+    While exporting, a 2x2 kernel always gets them, for it never reaches those it does not need: this keeps the output
+    size at ceil(size / 2) without a remainder, which `torch.export` of free sizes would stumble over.
     """
 
     def __init__(self, in_width: int, width: int, kernel: int) -> None:
@@ -39,7 +41,8 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         """Return (B, ceil(H / 2), ceil(W / 2), C')."""
         x = self.norm(x)
-        if self.proj.padding == (0, 0):
+        _, H, W, _ = x.shape
+        if self.proj.padding == (0, 0) and (torch.compiler.is_exporting() or H % 2 or W % 2):
             x = F.pad(x, (0, 0, 0, 1, 0, 1))
         return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
@@ -61,14 +64,12 @@ class Stage(nn.Module):
             DualAttentionBlock(config, width, drop_paths[i * each : (i + 1) * each])
             for i in range(config.depths[index])
         )
-        self.gradient_checkpointing = config.gradient_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, C) at this stage's stride."""
         x = self.downsample(x)
-        recompute = self.gradient_checkpointing and self.training
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = block(x)
         return x
 
 

@@ -29,7 +29,10 @@ def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tens
         return _gather_map(windows, window, height, width)
     rows, columns = count_windows(height, window), count_windows(width, window)
     x = windows.view(-1, rows, columns, window, window, windows.shape[-1]).transpose(2, 3)
-    return x.reshape(-1, rows * window, columns * window, windows.shape[-1])[:, :height, :width]
+    x = x.reshape(-1, rows * window, columns * window, windows.shape[-1])
+    if height % window or width % window:  # a slice of everything still costs a pass over the map when it is learnt from
+        x = x[:, :height, :width]
+    return x
 
 
 def count_windows(size: int, window: int) -> int:
