@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -67,7 +68,7 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, name
     """
     name = name or ("image" if isinstance(source, bytes) else show_path(source))
     try:
-        with _QUIET(), _open(source) as stream, Image.open(stream, formats=FORMATS) as image:
+        with QUIET(), _open(source) as stream, Image.open(stream, formats=FORMATS) as image:
             return _decode(image, stream, max_pixels)
     except Exception as error:  # on damaged bytes Pillow raises nearly every type there is
         raise ImageError(f"{name}: {_explain(error)}") from error
@@ -273,7 +274,7 @@ class _Quiet:
         silent = logging.NullHandler()  # without any handler, Python prints errors to stderr
         logging.getLogger("PIL").addHandler(silent)
         self._hidden.callback(logging.getLogger("PIL").removeHandler, silent)
-        self._hidden.callback(_on_libtiff_error, _on_libtiff_error(None))
+        self._hidden.callback(_libtiff_handler(), _libtiff_handler()(None))
 
 
 @contextmanager
@@ -284,15 +285,14 @@ def _unwarned() -> Generator[None]:
         yield
 
 
-_QUIET: Callable[[], AbstractContextManager[None]] = _Quiet()
+QUIET: Callable[[], AbstractContextManager[None]] = _Quiet()
 
 
-def _on_libtiff_error(handler: int | None) -> int | None:
-    """Set the function that libtiff calls with errors, and return the one before; by default it writes to stderr."""
+@cache
+def _libtiff_handler() -> Callable[[int | None], int | None]:
+    """What sets the function that libtiff calls with errors, by default to stderr, and returns the one before."""
+    pointer = ctypes.c_void_p
     try:
-        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        return ctypes.CFUNCTYPE(pointer, pointer)(("TIFFSetErrorHandler", ctypes.CDLL(_imaging.__file__)))
     except (OSError, AttributeError):  # linked in some other way: only its lines on stderr remain
-        return None
-    set_handler.argtypes = [ctypes.c_void_p]
-    set_handler.restype = ctypes.c_void_p
-    return set_handler(handler)
+        return lambda _: None

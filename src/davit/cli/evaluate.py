@@ -4,17 +4,16 @@ import os
 import sys
 from dataclasses import replace
 from json import dumps
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from davit.data.folder import ClassFolder
+    from davit.data.images import LabelledImages
     from davit.evaluation.accuracy import Accuracy
     from davit.models.classifier import Classifier
 
-_HELP = """Score a checkpoint on labelled images, one folder for each class.
+_HELP = """Score a checkpoint on labelled images: one folder for each class, or shards.
 
 Folders are matched with the checkpoint's classes by name, WordNet ids included, never by their order. A file that
 cannot be decoded ends the evaluation: no image is left out or replaced silently.
@@ -31,7 +30,7 @@ def main(arguments: list[str]) -> int:
 
     def evaluate(
         checkpoint: Annotated[Positional[str], arg(metavar="CHECKPOINT")],
-        data: Annotated[Path, arg(metavar="DIR")],
+        data: Annotated[str, arg(metavar="DIR")],
         size: Annotated[int | None, arg(metavar="PIXELS")] = None,
         crop: Annotated[float | None, arg(metavar="SHARE")] = None,
         batch_size: Annotated[int, arg(metavar="N")] = 32,
@@ -46,37 +45,52 @@ def main(arguments: list[str]) -> int:
 
         Args:
             checkpoint: A checkpoint, or a name of `davit models`.
-            data: A folder with a folder for each class; if it holds train/ and val/ instead, val/ is taken.
+            data: A folder with a folder for each class, or shards (a URL too); of train/ and val/ the latter is taken.
             size: Side of the images, instead of the checkpoint's.
             crop: Share of the resized image's side that the central crop keeps, instead of the checkpoint's.
             batch_size: Images computed at once.
             workers: Processes that decode images; the scores do not depend on it. By default one per CPU, 8 at most.
             device: cpu, cuda, cuda:1 and so on; by default the graphics card if there is one.
             variant: What CHECKPOINT is, where its tensors leave it open: a name of `davit models`.
-            allow_missing: Score only the classes that are there, instead of refusing.
+            allow_missing: Score what is there, instead of refusing classes without images and files that cannot be
+                decoded; the count tells how many images that was.
             per_class: Print the score of each class as well.
             json: Print the result as JSON, with the score of each class.
         """
         model = _load(checkpoint, variant, size, crop)
-        folder = _folder(data, model, allow_missing)
-        metric = score(model, folder, batch_size=batch_size, workers=workers, device=device)
-        return _print(_report(checkpoint, folder, model, metric), json, per_class)
+        images = _images(data, model, allow_missing)
+        left_out: list[str] | None = [] if allow_missing else None
+        metric = score(model, images, batch_size=batch_size, workers=workers, device=device, left_out=left_out)
+        for fault in left_out or ():
+            print(f"davit evaluate: left out: {fault}", file=sys.stderr)
+        return _print(_report(checkpoint, images, model, metric, left_out or []), json, per_class)
 
     return tyro.cli(evaluate, prog="davit evaluate", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
 
 
 def score(
     model: "Classifier",
-    folder: "ClassFolder",
+    images: "LabelledImages",
     *,
     batch_size: int = 32,
     workers: int | None = None,
     device: str | None = None,
+    left_out: list[str] | None = None,
 ) -> "Accuracy":
-    """Count right answers over every image of a folder."""
+    """Count right answers over every image.
+
+    Args:
+        model: what to score.
+        images: what to score it on.
+        batch_size: images computed at once.
+        workers: processes that decode.
+        device: where to compute.
+        left_out: images that cannot be decoded are left out and named here; None ends with the first of them.
+    """
     from tqdm import tqdm
 
     from davit.data.loader import evaluation_batches
+    from davit.data.tolerant import Tolerant
     from davit.evaluation.accuracy import Accuracy
     from davit.evaluation.evaluate import evaluate
     from davit.inference.backends.eager import EagerBackend
@@ -84,12 +98,15 @@ def score(
     backend = EagerBackend(model, device)
     metric = Accuracy(model.config.num_classes)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    batches = evaluation_batches(folder, backend.preprocessing, batch_size=batch_size, workers=workers)
-    with tqdm(total=len(folder), unit="image", disable=None, leave=False) as bar:
+    chosen = images if left_out is None else Tolerant(images)
+    batches = evaluation_batches(chosen, backend.preprocessing, batch_size=batch_size, workers=workers)
+    if isinstance(chosen, Tolerant) and left_out is not None:
+        batches = chosen.without_faults(batches, left_out)
+    with tqdm(total=len(images), unit="image", disable=None, leave=False) as bar:
 
-        def counted(images: "Tensor") -> "Tensor":
-            bar.update(len(images))
-            return backend(images)
+        def counted(pixels: "Tensor") -> "Tensor":
+            bar.update(len(pixels))
+            return backend(pixels)
 
         evaluate(counted, batches, metric)
     return metric
@@ -115,29 +132,36 @@ def _load(checkpoint: str, variant: str | None, size: int | None, crop: float | 
     return model
 
 
-def _folder(data: Path, model: "Classifier", allow_missing: bool) -> "ClassFolder":
-    from davit.data.folder import ClassFolder, validation_root
+def _images(data: str, model: "Classifier", allow_missing: bool) -> "LabelledImages":
+    from davit.data.images import find_images
 
-    root = validation_root(data)
-    folder = ClassFolder(root, model.classes, num_classes=model.config.num_classes, allow_missing=allow_missing)
-    notes = [f"taking {root}"] if root != data else []
-    notes += [folder.note] if folder.note else []
-    notes += [f"{len(folder.missing)} of {len(folder.classes)} classes have no images"] if folder.missing else []
-    notes += [f"passed over {folder.skipped} files that are no images"] if folder.skipped else []
+    source = find_images(data)
+    part = source.validation
+    images = source.open(part, model.classes, num_classes=model.config.num_classes, allow_missing=allow_missing)
+    notes = [f"taking {part} of {data}" if source.sharded else f"taking {images.root}"] if part == "val" else []
+    notes += [images.note] if images.note else []
+    notes += [f"{len(images.missing)} of {len(images.classes)} classes have no images"] if images.missing else []
+    if images.skipped and source.sharded:
+        notes.append(f"{images.skipped} samples were left out when the shards were indexed")
+    elif images.skipped:
+        notes.append(f"passed over {images.skipped} files that are no images")
     for note in notes:
         print(f"davit evaluate: {note}", file=sys.stderr)
-    return folder
+    return images
 
 
-def _report(checkpoint: str, folder: "ClassFolder", model: "Classifier", metric: "Accuracy") -> dict[str, Any]:
+def _report(
+    checkpoint: str, images: "LabelledImages", model: "Classifier", metric: "Accuracy", left_out: list[str]
+) -> dict[str, Any]:
     from davit.records import to_json
 
     return {
         **metric.compute(),
-        "per_class": metric.per_class(folder.classes),
-        "missing": list(folder.missing),
+        "per_class": metric.per_class(images.classes),
+        "missing": list(images.missing),
+        "left_out": left_out,
         "checkpoint": checkpoint,
-        "data": str(folder.root),
+        "data": str(images.root),
         "preprocessing": to_json(model.preprocessing),
     }
 

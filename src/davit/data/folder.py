@@ -2,20 +2,21 @@
 
 import hashlib
 import os
+import stat
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch.utils.data import Dataset
 
 from davit.data.matching import match_classes
-from davit.decoding import SUFFIXES, read_image
+from davit.decoding import SUFFIXES, read_image, show_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_SPLITS = frozenset(("train", "val", "test"))
+SPLITS = ("train", "val", "test")
 
 
 class ClassFolder(Dataset[tuple["Image", int]]):
@@ -84,6 +85,29 @@ class ClassFolder(Dataset[tuple["Image", int]]):
         """
         return read_image(self.paths[index]), self.labels[index]
 
+    def file(self, index: int) -> tuple[str, bytes]:
+        """Return what errors call an image, and the bytes of its file."""
+        return self.name(index), self.encoded(index)
+
+    def encoded(self, index: int) -> bytes:
+        """Return the bytes of an image's file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        path = self.paths[index]
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
+            raise OSError(f"{show_path(path)} is not a regular file")
+        return path.read_bytes()
+
+    def name(self, index: int) -> str:
+        """Return what errors call an image: its path."""
+        return show_path(self.paths[index])
+
+    def names(self) -> list[str]:
+        """Return the paths of all images under the root, with slashes on every system."""
+        return [path.relative_to(self.root).as_posix() for path in self.paths]
+
     def _class_folders(self) -> list[str]:
         if not self.root.is_dir():
             raise ValueError(f"{self.root} is {'a file' if self.root.exists() else 'not there'}, expected a folder")
@@ -110,16 +134,34 @@ class ClassFolder(Dataset[tuple["Image", int]]):
         return sorted(found)
 
 
-def validation_root(root: str | Path) -> Path:
-    """Return `root/val` where `root` holds splits instead of classes, and `root` otherwise."""
+def split_roots(root: str | Path) -> dict[str, Path]:
+    """Return the folder of each split, where `root` holds splits instead of classes; otherwise `root`, as `all`."""
     root = Path(root)
     if not (root / "val").is_dir():
-        return root
+        return {"all": root}
     folders = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    return root / "val" if folders <= _SPLITS else root
+    return {name: root / name for name in SPLITS if name in folders} if folders <= set(SPLITS) else {"all": root}
 
 
-def split_folder(folder: ClassFolder, share: float, seed: int = 0) -> tuple[list[int], list[int]]:
+def validation_root(root: str | Path) -> Path:
+    """Return `root/val` where `root` holds splits instead of classes, and `root` otherwise."""
+    return split_roots(root).get("val", Path(root))
+
+
+class NamedImages(Protocol):
+    """Images with class indices and paths."""
+
+    @property
+    def labels(self) -> Iterable[int]:
+        """Class index of each."""
+        ...
+
+    def names(self) -> list[str]:
+        """Path of each, the same wherever the images lie."""
+        ...
+
+
+def split_folder(folder: NamedImages, share: float, seed: int = 0) -> tuple[list[int], list[int]]:
     """Split into indices for training and for validation, where a folder brings no split of its own.
 
     The side of an image follows from the seed and its path under the root alone. So it is the same on every machine,
@@ -136,7 +178,7 @@ def split_folder(folder: ClassFolder, share: float, seed: int = 0) -> tuple[list
     """
     if not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1, got {share}")
-    ranks = [_rank(path.relative_to(folder.root), seed) for path in folder.paths]
+    ranks = [_rank(name, seed) for name in folder.names()]
     members: dict[int, list[int]] = {}
     for index, label in enumerate(folder.labels):
         members.setdefault(label, []).append(index)
@@ -146,11 +188,11 @@ def split_folder(folder: ClassFolder, share: float, seed: int = 0) -> tuple[list
         taken = sum(ranks[index] < share for index in indices)
         taken = min(max(taken, 1), len(indices) - 1)
         chosen.update(ordered[:taken])
-    return [i for i in range(len(folder)) if i not in chosen], sorted(chosen)
+    return [i for i in range(len(ranks)) if i not in chosen], sorted(chosen)
 
 
-def _rank(path: Path, seed: int) -> float:
+def _rank(name: str, seed: int) -> float:
     """A number in [0, 1), the same on every system: one spells accents in file names differently from another."""
-    text = unicodedata.normalize("NFC", path.as_posix())
+    text = unicodedata.normalize("NFC", name)
     digest = hashlib.sha256(f"{seed}/{text}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -38,31 +39,67 @@ class ClassifiedImages(Protocol):
         ...
 
 
-class StepSampler(Sampler[list[Key]]):
-    """The keys of each step's samples: every epoch is a permutation seeded by (seed, epoch), its remainder left out."""
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The part of each batch that one process computes.
 
-    def __init__(self, samples: int, batch_size: int, seed: int, first_step: int, last_step: int) -> None:
-        """Yield batches for the steps from `first_step` up to, not including, `last_step`."""
-        if samples < batch_size:
-            raise ValueError(f"{samples} training images do not fill one batch of {batch_size}: lower data.batch_size")
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        self.steps = range(first_step, last_step)
-        self.steps_per_epoch = samples // batch_size
+    The rows of a batch are dealt out in order: first by process, then by micro-batch. What a row holds, and what is
+    drawn for it, does not depend on how they are dealt.
+
+    Attributes:
+        rank: number of the process.
+        size: how many processes there are.
+        accumulate: micro-batches that a process computes one after the other.
+    """
+
+    rank: int = 0
+    size: int = 1
+    accumulate: int = 1
+
+    def rows(self, batch_size: int) -> list[range]:
+        """Rows of each micro-batch.
+
+        Raises:
+            ValueError: the batch cannot be dealt out evenly.
+        """
+        parts = self.size * self.accumulate
+        if batch_size % parts:
+            raise ValueError(
+                f"a batch of {batch_size} cannot be shared by {self.size} processes x {self.accumulate} micro-batches: "
+                f"make data.batch_size a multiple of {parts}"
+            )
+        length = batch_size // parts
+        first = self.rank * self.accumulate
+        return [range(part * length, (part + 1) * length) for part in range(first, first + self.accumulate)]
+
+
+class StepSampler(Sampler[list[Key]]):
+    """The keys of each step's samples.
+
+    All epochs form one stream: position p is in epoch p // N, at p % N of a permutation seeded by (seed, epoch). Step
+    s takes the positions from s * batch_size on. So each sample comes once an epoch, every batch is full, a batch may
+    span two epochs, and the position of a run is one integer.
+    """
+
+    def __init__(self, samples: int, batch_size: int, seed: int, steps: range, share: Share | None = None) -> None:
+        """Yield the micro-batches of a share, of the steps given."""
+        self.samples, self.batch_size, self.seed, self.steps = samples, batch_size, seed, steps
+        self.rows = (share or Share()).rows(batch_size)
 
     def __len__(self) -> int:
-        """Count the steps left."""
-        return len(self.steps)
+        """Count the micro-batches."""
+        return len(self.steps) * len(self.rows)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Yield (epoch, index) pairs, a list per step."""
-        order, of_epoch = torch.empty(0, dtype=torch.int64), -1
+        """Yield (epoch, index) pairs, a list per micro-batch."""
+        order = lru_cache(maxsize=2)(self._order)
         for step in self.steps:
-            epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != of_epoch:
-                generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-                order, of_epoch = torch.randperm(self.samples, generator=generator), epoch
-            start = position * self.batch_size
-            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+            for rows in self.rows:
+                positions = (divmod(step * self.batch_size + row, self.samples) for row in rows)
+                yield [(epoch, int(order(epoch)[position])) for epoch, position in positions]
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        return torch.randperm(self.samples, generator=torch.Generator().manual_seed((self.seed << 20) + epoch))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Training augmentation as data, and the function it stands for."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from davit.preprocessing import Preprocessing, as_mode, to_tensor
 
@@ -69,14 +69,11 @@ def _geometry(augmentation: Augmentation, preprocessing: Preprocessing) -> "list
     from torchvision.transforms import v2
 
     size = list(preprocessing.size)
-    filters = v2.InterpolationMode(preprocessing.interpolation)
     steps: list[Callable[[Image], Image]] = []
     if augmentation.crop_scale == (1.0, 1.0):
         steps.append(preprocessing.resize)
     else:
-        steps.append(
-            v2.RandomResizedCrop(size, augmentation.crop_scale, augmentation.crop_ratio, interpolation=filters)
-        )
+        steps.append(_random_crop(augmentation, preprocessing))
     if augmentation.shift_crop:
         steps.append(v2.RandomCrop(size, padding=augmentation.shift_crop, padding_mode="reflect"))
     if augmentation.flip:
@@ -95,13 +92,25 @@ def _geometry(augmentation: Augmentation, preprocessing: Preprocessing) -> "list
     return steps
 
 
+def _random_crop(augmentation: Augmentation, preprocessing: Preprocessing) -> "Callable[[Image], Image]":
+    """Crop by timm, not by torchvision's equal: it draws its numbers in the order in which timm's recipes do."""
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+
+    crop: Any = RandomResizedCropAndInterpolation(
+        preprocessing.size, augmentation.crop_scale, augmentation.crop_ratio, preprocessing.interpolation
+    )
+    return crop
+
+
 def _rand_augment(policy: str, preprocessing: Preprocessing) -> "Callable[[Image], Image]":
     from timm.data.auto_augment import rand_augment_transform
+    from timm.data.transforms import str_to_pil_interp
 
     grey = tuple(min(255, round(255 * value)) for value in preprocessing.mean)
     fill = {
         "translate_const": int(min(preprocessing.size) * 0.45),
         "img_mean": grey if len(grey) == 3 else (grey[0],) * 3,
+        "interpolation": str_to_pil_interp(preprocessing.interpolation),
     }
     vary = rand_augment_transform(policy, fill)
     for operation in vary.ops:

@@ -1,0 +1,99 @@
+"""`davit benchmark`: how fast things are here."""
+
+import os
+from json import dumps
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    from davit.data.timing import LoaderTimes
+
+_HELP = """Measure how fast images are loaded: each stage in one process, and the whole loader.
+
+  davit benchmark data flowers
+  davit benchmark data imagenet-shards finetune data.image_size=384 --workers 8
+
+Training waits for data where the loader gives fewer images per second than the model takes.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the verb."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: davit benchmark data DIR [RECIPE] [FIELD=VALUE...]\n\ndavit benchmark data --help tells more.")
+        return 0 if arguments else 2
+    subject, *rest = arguments
+    if subject != "data":
+        from davit.naming import unknown_name
+
+        raise unknown_name("verb of benchmark", subject, ["data"])
+    return _data(rest)
+
+
+def _data(arguments: list[str]) -> int:
+    import tyro
+    from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+    def data(
+        root: Annotated[Positional[str], arg(metavar="DIR")],
+        settings: Annotated[Positional[tuple[str, ...]], arg(metavar="[RECIPE] FIELD=VALUE...")] = (),
+        /,
+        *,
+        images: Annotated[int, arg(metavar="N")] = 1024,
+        workers: Annotated[int | None, arg(metavar="N")] = None,
+        json: bool = False,
+    ) -> int:
+        """Measure loading.
+
+        Args:
+            root: Class folders, train/ and val/ with them, or shards; shards may also be a URL.
+            settings: A recipe, by default finetune, and fields to set otherwise, as for `davit train`.
+            images: Images to load, once stage by stage and once through the loader.
+            workers: Processes of the loader; by default one per CPU, 8 at most.
+            json: Print the result as JSON.
+        """
+        times = _measure(root, settings, images, min(8, os.cpu_count() or 1) if workers is None else workers)
+        report = {"data": root, **times.to_json()}
+        print(dumps(report, indent=2) if json else _table(report))
+        return 0
+
+    return tyro.cli(data, prog="davit benchmark data", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
+
+
+def _measure(root: str, settings: tuple[str, ...], images: int, workers: int) -> "LoaderTimes":
+    from davit.cli.data_show import recipe_on
+    from davit.cli.progress import Progress
+    from davit.data.images import find_images
+    from davit.data.timing import time_loading
+    from davit.data.transforms import TrainTransform
+    from davit.train.build import build_preprocessing
+
+    if workers < 0:
+        raise ValueError(f"--workers must be at least 0, got {workers}")
+    recipe = recipe_on(root, settings)
+    source = find_images(root)
+    training = source.open("train" if "train" in source.parts else source.validation)
+    transform = TrainTransform(recipe.data.augmentation, build_preprocessing(recipe.data, None))
+    batch = min(recipe.data.batch_size, max(1, images // 4))  # so that some batches are measured
+    with Progress("loading", "images", 2 * (images // batch) * batch) as progress:
+        return time_loading(
+            training,
+            transform,
+            count=images,
+            batch_size=batch,
+            workers=workers,
+            seed=recipe.runtime.seed,
+            progress=progress,
+        )
+
+
+def _table(report: dict[str, Any]) -> str:
+    loader = report["loader"]
+    lines = [f"{report['data']}, {report['images']} images, in images per second", ""]
+    for stage, rate in report["images_per_second"].items():
+        lines.append(f"  {stage:<10} {rate:>10,.1f}   {100 * report['share'][stage]:5.1f} % of the time")
+    lines.append(f"  {'together':<10} {report['one_process']:>10,.1f}   one process")
+    started = f"{loader['workers']} processes, {loader['start_seconds']:.1f} s to the first batch"
+    lines.append(f"  {'loader':<10} {loader['images_per_second']:>10,.1f}   {started}")
+    if report["broken"]:
+        lines += ["", f"{report['broken']} images could not be decoded: davit data check {report['data']}"]
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""`davit data show`: what the model will see."""
+
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+if TYPE_CHECKING:
+    from davit.train.recipe import Recipe
+
+_HELP = """Write a contact sheet of training images: each as it is, and as the model will see it in the first epochs.
+
+  davit data show flowers
+  davit data show flowers finetune data.augmentation.rand_augment=rand-m9-mstd0.5-inc1 --out sheet.png
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the verb."""
+    import tyro
+    from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+    def show(
+        root: Annotated[Positional[str], arg(metavar="DIR")],
+        settings: Annotated[Positional[tuple[str, ...]], arg(metavar="[RECIPE] FIELD=VALUE...")] = (),
+        /,
+        *,
+        out: Annotated[Path, arg(metavar="FILE.png")] = Path("augmented.png"),
+        images: Annotated[int, arg(metavar="N")] = 12,
+        draws: Annotated[int, arg(metavar="N")] = 5,
+        json: bool = False,
+    ) -> int:
+        """Show.
+
+        Args:
+            root: Class folders, train/ and val/ with them, or shards; `digits` is the built-in data.
+            settings: A recipe, by default finetune, and fields to set otherwise, as for `davit train`.
+            out: The picture to write; one that is there is replaced.
+            images: Images to show, of as many classes as possible.
+            draws: Epochs to show of each.
+            json: Print the path and the size of the picture as JSON.
+        """
+        from davit.explain.contact_sheet import augmentation_sheet
+        from davit.explain.drawing import png_bytes
+        from davit.weights.atomic import atomic_write
+
+        sheet = augmentation_sheet(recipe_on(root, settings), images=images, draws=draws)
+        with atomic_write(out) as file:
+            file.write(png_bytes(sheet))
+        print(dumps({"file": str(out), "width": sheet.width, "height": sheet.height}) if json else out)
+        return 0
+
+    return tyro.cli(show, prog="davit data show", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
+
+
+def recipe_on(root: str, settings: tuple[str, ...]) -> "Recipe":
+    """Build the recipe that `settings` may begin with, on the images in `root`."""
+    from davit.cli.train import recipe_with
+
+    named = bool(settings) and "=" not in settings[0]
+    builtin = root == "digits" and not Path(root).exists()
+    name = settings[0] if named else "digits" if builtin else "finetune"
+    place = ("data.source=digits",) if builtin else ("data.source=folder", f"data.root={root}")
+    return recipe_with(name, (*place, *settings[named:]))
