@@ -1,4 +1,4 @@
-"""What a run is made of: schedule, parameter groups, sampling, augmentation, the built-in digits."""
+"""What a run is made of: depths of layers, sampling, augmentation, the built-in digits."""
 
 import numpy as np
 import pytest
@@ -6,47 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
 
 import davit
 from davit.data.digits import Digits
 from davit.data.folder import ClassFolder
-from davit.data.loader import StepSampler, TrainSamples, train_loader
+from davit.data.loader import Share, StepSampler, TrainSamples, train_loader
 from davit.data.transforms import Augmentation, TrainTransform
 from davit.preprocessing import Preprocessing
 from davit.seeding import seed_everything
 from davit.train.optimizer import OptimizerConfig, layer_depths, parameter_groups
-from davit.train.schedule import ScheduleConfig, rate_at
 from runs import colour_folder
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 7), st.floats(0, 0.5))
-def test_schedule_equals_timm(epochs, warmup, steps_per_epoch, floor):
-    warmup = min(warmup, epochs)
-    config = ScheduleConfig(epochs=epochs, warmup_epochs=warmup, warmup_start=1e-3, floor=floor, cooldown_epochs=3)
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    scheduler = CosineLRScheduler(
-        optimizer,
-        epochs * steps_per_epoch,
-        floor,
-        warmup_t=warmup * steps_per_epoch,
-        warmup_lr_init=1e-3,
-        t_in_epochs=False,
-    )
-    for step in range(config.total_epochs * steps_per_epoch):
-        scheduler.step_update(step)
-        assert rate_at(config, step, steps_per_epoch) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
-
-
-def test_weight_decay_groups_equal_timm():
-    model = davit.create_model("davit_pico", num_classes=10)
-    ours = parameter_groups(model, OptimizerConfig(weight_decay=0.05))
-    theirs = param_groups_weight_decay(model, 0.05)
-    for group in theirs:
-        mine = [g for g in ours if g["weight_decay"] == group["weight_decay"]]
-        assert {id(p) for g in mine for p in g["params"]} == {id(p) for p in group["params"]}
 
 
 def test_layer_decay_falls_from_head_to_stem():
@@ -64,21 +33,35 @@ def test_layer_decay_falls_from_head_to_stem():
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 33), st.integers(1, 5), st.integers(0, 3))
-def test_each_sample_once_an_epoch(samples, batch_size, seed):
-    if samples < batch_size:
-        with pytest.raises(ValueError, match="do not fill one batch"):
-            StepSampler(samples, batch_size, seed, 0, 1)
-        return
-    per_epoch = samples // batch_size
-    batches = list(StepSampler(samples, batch_size, seed, 0, 2 * per_epoch))
-    for epoch in range(2):
-        keys = [key for batch in batches[epoch * per_epoch : (epoch + 1) * per_epoch] for key in batch]
-        assert {e for e, _ in keys} == {epoch}
-        assert len({index for _, index in keys}) == len(keys) == per_epoch * batch_size
-    middle = per_epoch + per_epoch // 2
-    assert list(StepSampler(samples, batch_size, seed, middle, 2 * per_epoch)) == batches[middle:]
+@settings(max_examples=60, deadline=None)
+@given(
+    samples=st.integers(1, 33),
+    rows=st.integers(1, 4),
+    size=st.integers(1, 3),
+    accumulate=st.integers(1, 3),
+    seed=st.integers(0, 3),
+    first=st.integers(0, 9),
+)
+def test_each_sample_once_an_epoch_however_it_is_shared(samples, rows, size, accumulate, seed, first):
+    batch_size = rows * size * accumulate
+    steps = range(3 * samples // batch_size)
+    alone = list(StepSampler(samples, batch_size, seed, steps))
+    stream = [key for batch in alone for key in batch]
+    assert [epoch for epoch, _ in stream] == [position // samples for position in range(len(stream))]
+    for epoch in range(len(stream) // samples):
+        assert sorted(index for e, index in stream if e == epoch) == list(range(samples))
+    assert list(StepSampler(samples, batch_size, seed, steps[first:])) == alone[first:]
+    shares = [Share(rank=rank, size=size, accumulate=accumulate) for rank in range(size)]
+    dealt = [list(StepSampler(samples, batch_size, seed, steps, share)) for share in shares]
+    for step in steps:
+        parts = [part for micro in dealt for part in micro[step * accumulate : (step + 1) * accumulate]]
+        assert [len(part) for part in parts] == [rows] * (size * accumulate)
+        assert [key for part in parts for key in part] == alone[step]
+
+
+def test_a_batch_that_cannot_be_shared_says_what_could():
+    with pytest.raises(ValueError, match=r"10 cannot be shared by 2 processes x 3 .*multiple of 6"):
+        StepSampler(100, 10, 0, range(1), Share(size=2, accumulate=3))
 
 
 def test_workers_and_restarts_never_change_the_data():
@@ -87,7 +70,7 @@ def test_workers_and_restarts_never_change_the_data():
     samples = TrainSamples(Digits("test"), transform, seed=3)
 
     def batches(workers: int, first: int) -> list[torch.Tensor]:
-        return [b.images for b in train_loader(samples, StepSampler(360, 40, 3, first, 12), workers)]
+        return [b.images for b in train_loader(samples, StepSampler(360, 40, 3, range(first, 12)), workers)]
 
     whole = batches(0, 0)
     assert all(torch.equal(a, b) for a, b in zip(whole, batches(2, 0), strict=True))

@@ -18,6 +18,7 @@ class OptimizerConfig:
         eps: floor of the denominator.
         clip_norm: largest norm of the whole gradient; 0 for no clipping.
         layer_decay: factor on the rate from each dual attention block to the one below; 1 for none.
+        frozen_epochs: epochs at the start during which the backbone keeps its initial weights.
     """
 
     learning_rate: float = 1e-3
@@ -26,6 +27,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float = 1.0
     layer_decay: float = 1.0
+    frozen_epochs: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse rates that cannot train."""
@@ -33,6 +35,8 @@ class OptimizerConfig:
             raise ValueError(f"learning_rate must be positive, weight_decay and clip_norm not negative, got {self}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
+        if self.frozen_epochs < 0:
+            raise ValueError(f"frozen_epochs must not be negative, got {self.frozen_epochs}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
 

@@ -1,4 +1,8 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore wrongly."""
+"""The learning rate as a pure function of the step: nothing to save, nothing to restore wrongly.
+
+It is timm's cosine schedule, updated at each step. The official `train.py` updates it once an epoch, and holds its
+start (1e-6) and its floor (1e-5) as absolute rates; ours are shares of the peak, equal to those at the paper's 1e-3.
+"""
 
 import math
 from dataclasses import dataclass
@@ -35,8 +39,8 @@ class ScheduleConfig:
         return self.epochs + self.cooldown_epochs
 
 
-def rate_at(config: ScheduleConfig, step: int, steps_per_epoch: int) -> float:
-    """Share of the peak learning rate at `step`, counted from 0."""
+def rate_at(config: ScheduleConfig, step: int, steps_per_epoch: float) -> float:
+    """Share of the peak learning rate at `step`, counted from 0; an epoch need not be a whole number of steps."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     decay = config.epochs * steps_per_epoch
     if step < warmup:
