@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from davit.explain import charts, report
+from davit.explain.class_table import class_table, most_confused, worst_first
 from davit.explain.report import ReportInput, Sample, render, write_report
 from davit.models.classifier import Classifier
 from davit.models.config import ClassifierConfig, DaViTConfig
@@ -198,3 +199,48 @@ def test_ticks_are_few_and_span_the_range(low: float, high: float) -> None:
 )
 def test_numbers_are_short(value: float, shown: str) -> None:
     assert charts.plain(value) == shown
+
+
+def test_classes_come_worst_first_with_what_they_are_taken_for() -> None:
+    confusion = [[8, 2, 0], [0, 0, 0], [3, 1, 0]]
+    page = class_table([(10, 8), (0, 0), (4, 0)], confusion, (AWKWARD, "none", "worst"))
+    rows = re.findall(
+        r'<tr><th scope="row">(.*?)</th>.*?data-key="(\d+)".*?data-key="([\d.]*)".*?<td>(.*?)</td></tr>', page
+    )
+    assert rows == [
+        ("worst", "4", "0.000000", f"{html.escape(AWKWARD)} (3)"),
+        (html.escape(AWKWARD), "10", "0.800000", "none (2)"),
+        ("none", "0", "", ""),
+    ]
+    assert worst_first([(1, 0), (9, 0), (0, 0), (2, 1)]) == [1, 0, 3, 2]
+    assert most_confused([5, 0, 0], 0) is None
+    assert most_confused([5, 2, 2], 0) == (1, 2)
+
+
+def test_more_classes_than_pairs_can_be_counted() -> None:
+    data = dataclasses.replace(make_input(), samples=[], confusion=[], counts=[(2, 1)] * 1200)
+    page = render(data)
+    read(page)
+    assert "names 1,200 of 2,400 images right, among 1,200 classes" in page
+    assert "The 1,000 worst of 1,200 classes" in page
+    assert "Pairs of classes were not counted" in page
+
+
+def test_speed_waiting_notes_and_environment_are_shown() -> None:
+    history = [{"step": s, "loss": 1.0, "images_per_second": 40.0 * s, "loader_share": 0.1 * s} for s in (1, 2, 3)]
+    data = dataclasses.replace(
+        make_input(), history=history, notes=(AWKWARD, "second"), environment={"gpus": AWKWARD}, searched=77
+    )
+    page = render(data)
+    assert AWKWARD not in page
+    words = " ".join(read(page).words)
+    for text in (
+        "Images per second",
+        "last 120",
+        "Time spent waiting for data",
+        "last 30 %",
+        "second",
+        "gpus",
+        "among 77",
+    ):
+        assert text in words

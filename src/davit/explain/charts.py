@@ -25,24 +25,28 @@ class Series:
     Attributes:
         name: what the key says.
         points: (step, value), in order; a value that is not finite breaks the line.
-        tone: CSS class that colours it, `tone-a` or `tone-b`.
+        tone: CSS class that colours it, `tone-a` to `tone-h`.
         kind: `noisy` values get a moving average, `exact` ones a plain line, `sparse` ones dots with a tooltip.
     """
 
     name: str
     points: list[Point]
-    tone: Literal["tone-a", "tone-b"]
+    tone: str
     kind: Literal["noisy", "exact", "sparse"]
 
 
 def learning_curves(history: Sequence[dict[str, float]]) -> str:
-    """Figures of the loss, the validation accuracy and the learning rate over the steps of a run."""
+    """Figures of losses, validation scores, learning rate, speed and waiting over the steps of a run."""
     loss = Series(name="training", points=curve(history, "loss"), tone="tone-a", kind="noisy")
     held_out = Series(name="validation", points=curve(history, "validation_loss"), tone="tone-b", kind="sparse")
-    top1 = Series(name="last", points=curve(history, "top1"), tone="tone-b", kind="sparse")
+    top1 = Series(name="top-1", points=curve(history, "top1"), tone="tone-b", kind="sparse")
+    top5 = Series(name="top-5", points=curve(history, "top5"), tone="tone-a", kind="sparse")
     rate = Series(name="last", points=curve(history, "learning_rate"), tone="tone-a", kind="exact")
-    drawn = _figure("Loss", [loss, held_out]) + _figure("Validation top-1", [top1], percent)
-    drawn += _figure("Learning rate", [rate])
+    speed = Series(name="last", points=curve(history, "images_per_second"), tone="tone-a", kind="noisy")
+    waited = Series(name="last", points=curve(history, "loader_share"), tone="tone-b", kind="noisy")
+    drawn = figure("Loss", [loss, held_out]) + figure("Validation accuracy", [top1, top5], percent)
+    drawn += figure("Learning rate", [rate]) + figure("Images per second", [speed])
+    drawn += figure("Time spent waiting for data", [waited], percent)
     if not drawn:
         return '<p class="quiet">This run recorded no history.</p>'
     missing = sum(not math.isfinite(value) for _, value in loss.points)
@@ -95,7 +99,7 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     """
     if len(confusion) > MOST_CLASSES:
         return confused_pairs(confusion, classes)
-    names = [_name(classes, index) for index in range(len(confusion))]
+    names = [class_name(classes, index) for index in range(len(confusion))]
     heads = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
     body = "".join(_confusion_row(row, names, index) for index, row in enumerate(confusion))
     size = "dense" if len(names) > MOST_CELLS_WITH_TEXT else "roomy"
@@ -121,7 +125,7 @@ def confused_pairs(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -
         return f"<p>No confusions among {len(confusion)} classes.</p>"
     pairs.sort(key=lambda pair: (-pair[0], -pair[0] / sum(confusion[pair[1]])))
     rows = "".join(
-        f"<tr><td>{escape(_name(classes, true))}</td><td>{escape(_name(classes, predicted))}</td>"
+        f"<tr><td>{escape(class_name(classes, true))}</td><td>{escape(class_name(classes, predicted))}</td>"
         f'<td class="number">{count}</td><td class="number">{percent(count / sum(confusion[true]))}</td></tr>'
         for count, true, predicted in pairs[:MOST_PAIRS]
     )
@@ -151,11 +155,12 @@ def _confusion_row(row: Sequence[int], names: Sequence[str], index: int) -> str:
     return f'<tr><th scope="row">{escape(names[index])}</th>{"".join(cells)}<td class="share">{right}</td></tr>'
 
 
-def _name(classes: Sequence[str], index: int) -> str:
+def class_name(classes: Sequence[str], index: int) -> str:
+    """Name of a class, or its number where it has none."""
     return classes[index] if index < len(classes) else str(index)
 
 
-def _figure(title: str, series: Sequence[Series], show: Callable[[float], str] = plain) -> str:
+def figure(title: str, series: Sequence[Series], show: Callable[[float], str] = plain) -> str:
     """One chart under its title and key; nothing, if no series has a finite value."""
     series = [each for each in series if any(math.isfinite(value) for _, value in each.points)]
     if not series:
@@ -184,7 +189,7 @@ def _svg(label: str, series: Sequence[Series], show: Callable[[float], str]) -> 
         return LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM)
 
     grid = "".join(_horizontal(place((x0, y))[1], show(y)) for y in up)
-    marks = "".join(_vertical(place((x, up[0]))[0], plain(x)) for x in across if x0 <= x <= x1 - 0.14 * (x1 - x0))
+    marks = "".join(_vertical(place((x, up[0]))[0], plain(x)) for x in across if x0 <= x <= x1 - 0.2 * (x1 - x0))
     lines = "".join(_line(each, place, show) for each in series)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{grid}{marks}'

@@ -1,14 +1,10 @@
 """One run as one HTML page: numbers, curves, mistakes, and what the model attends to."""
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 
 import torch
 from PIL import Image
@@ -16,6 +12,9 @@ from torch import Tensor
 
 from davit.explain import charts, drawing, explorer
 from davit.explain.attention import record_attention
+from davit.explain.class_table import class_table, counts_of
+from davit.explain.numbers import numbers_row
+from davit.explain.page import make_page
 from davit.models.classifier import Classifier
 from davit.weights.atomic import atomic_write
 
@@ -37,6 +36,7 @@ class Sample:
         target: index of the true class.
         prediction: index of the predicted class.
         score: its probability.
+        name: of its file, where it has one.
     """
 
     image: Image.Image
@@ -44,6 +44,7 @@ class Sample:
     target: int
     prediction: int
     score: float
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,13 @@ class ReportInput:
         model: trained, in eval mode, with its `classes` and `preprocessing`.
         history: lines of the run's log: `step`, `loss`, `learning_rate`; evaluations `top1`, `validation_loss`.
         metrics: final numbers: `top1` and `top5` as shares in 0-1, `count`, `images_per_second`, `parameters`, `macs`.
-        confusion: counts; rows are true classes, columns predicted ones.
+        confusion: counts; rows are true classes, columns predicted ones; empty where there are too many classes.
         samples: pictures to show; the first wrong and right ones are.
         card: lines of the model card, in order.
+        counts: (images, right answers) of each class; those of `confusion`, if not given.
+        environment: what the run ran on, in order.
+        notes: what else to know: skipped steps, replaced files, held-out images.
+        searched: how many evaluated images the mistakes were chosen from; 0 for all.
     """
 
     title: str
@@ -67,6 +72,10 @@ class ReportInput:
     confusion: list[list[int]]
     samples: list[Sample]
     card: dict[str, str]
+    counts: list[tuple[int, int]] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    searched: int = 0
 
 
 def write_report(data: ReportInput, path: Path) -> None:
@@ -80,69 +89,40 @@ def render(data: ReportInput) -> str:
     """Return the page: self-contained, with no address outside it."""
     explained = _explained(data)
     sections = {
-        "numbers": ("In numbers", _numbers(data.metrics)),
+        "numbers": ("In numbers", numbers_row(data.metrics) + _notes(data)),
         "curves": ("Learning curves", _curves(data)),
+        "classes": ("Classes", _classes(data)),
         "confusion": ("Confusion matrix", _confusion(data)),
         "predictions": ("Predictions", _gallery(data)),
         **_attention_sections(explained),
-        "card": ("Model card", _card(data)),
+        "card": ("Model card", _table(data.card) or "<p>No card was given.</p>"),
     }
-    links = "".join(f'<li><a href="#{key}">{escape(title)}</a></li>' for key, (title, _) in sections.items())
-    bodies = [
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{escape(title)}</h2>{body}</section>'
-        for key, (title, body) in sections.items()
-    ]
-    return Template(_asset("page.html")).substitute(
-        title=escape(data.title),
-        lead=escape(_lead(data)),
-        navigation=f'<nav aria-label="Sections"><ul>{links}</ul></nav>',
-        style=_asset("page.css"),
-        sections="\n".join(bodies),
-        attention=_script_json([payload for _, payload in explained]),
-        script=_asset("page.js"),
-    )
+    if data.environment:
+        sections["environment"] = ("Environment", _table(data.environment))
+    return make_page(data.title, _lead(data), sections, [payload for _, payload in explained])
 
 
 def _lead(data: ReportInput) -> str:
-    total = sum(map(sum, data.confusion))
-    right = sum(row[index] for index, row in enumerate(data.confusion))
+    counts = _counts(data)
+    total, right = sum(images for images, _ in counts), sum(hits for _, hits in counts)
     if not total:
         return "No images were evaluated."
-    classes = len(data.confusion)
-    return f"The model names {right:,} of {total:,} images right, among {classes} class{'es' if classes > 1 else ''}."
+    classes = len(counts)
+    return f"The model names {right:,} of {total:,} images right, among {classes:,} class{'es' if classes > 1 else ''}."
 
 
-def _numbers(metrics: dict[str, float]) -> str:
-    shown = [(_label(key), _amount(key, value)) for key, value in metrics.items()]
-    items = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in shown)
-    return f'<dl class="numbers-row">{items}</dl>'
+def _counts(data: ReportInput) -> list[tuple[int, int]]:
+    return data.counts or counts_of(data.confusion)
 
 
-def _label(key: str) -> str:
-    known = {
-        "top1": "Top-1 accuracy",
-        "top5": "Top-5 accuracy",
-        "count": "Test images",
-        "seconds": "Training time",
-        "images_per_second": "Images per second",
-        "parameters": "Parameters",
-        "macs": "Multiply-adds",
-        "validation_loss": "Validation loss",
-    }
-    return known.get(key, key.replace("_", " ").capitalize())
+def _notes(data: ReportInput) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in data.notes)
+    return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def _amount(key: str, value: float) -> str:
-    if not math.isfinite(value):
-        return "not finite"
-    if key.startswith("top"):
-        return charts.percent(value)
-    if key == "seconds":
-        return f"{value:.1f} s"
-    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e5, " k")):
-        if value >= size:
-            return f"{value / (1e3 if size == 1e5 else size):.3g}{suffix}"
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else charts.plain(value)
+def _classes(data: ReportInput) -> str:
+    told = "<p>Every class, the least often right first; a click on a heading sorts by it.</p>"
+    return told + class_table(_counts(data), data.confusion, data.model.classes)
 
 
 def _curves(data: ReportInput) -> str:
@@ -167,6 +147,8 @@ def _curves(data: ReportInput) -> str:
 
 
 def _confusion(data: ReportInput) -> str:
+    if not data.confusion:
+        return "<p>Pairs of classes were not counted, for there are too many classes.</p>"
     told = "<p>What the model said for the pictures of each class. Mistakes lie off the diagonal, in red.</p>"
     if len(data.confusion) > charts.MOST_CLASSES:
         told = "<p>The classes that the model mistakes for one another.</p>"
@@ -178,30 +160,33 @@ def _gallery(data: ReportInput) -> str:
     right = [sample for sample in data.samples if sample.prediction == sample.target][:MOST_RIGHT]
     parts = []
     for name, samples, none in (
-        ("Wrong", wrong, "No mistakes among the pictures given to this report."),
+        ("Worst mistakes", wrong, "No mistakes among the pictures given to this report."),
         ("Right", right, "No right answers among the pictures given to this report."),
     ):
         cards = "".join(_prediction(data.model, sample) for sample in samples)
         listed = f'<ul class="gallery">{cards}</ul>' if cards else f"<p>{none}</p>"
         parts.append(f"<h3>{name}</h3>{listed}")
-    return f"<p>The bars are the three classes the model finds most likely.</p>{''.join(parts)}"
+    among = f" They were chosen among {data.searched:,} of the images." if data.searched else ""
+    told = "The surest mistakes first. The bars are the three classes the model finds most likely."
+    return f"<p>{told}{among}</p>{''.join(parts)}"
 
 
 def _prediction(model: Classifier, sample: Sample) -> str:
-    true, said = _class(model, sample.target), _class(model, sample.prediction)
+    true, said = charts.class_name(model.classes, sample.target), charts.class_name(model.classes, sample.prediction)
     right = sample.prediction == sample.target
     verdict = f"<strong>{escape(true)}</strong>" + ("" if right else f" <span>taken for</span> {escape(said)}")
     scores = "".join(
-        f"<li><span>{escape(_class(model, index))}</span>{charts.percent(score)}"
+        f"<li><span>{escape(charts.class_name(model.classes, index))}</span>{charts.percent(score)}"
         f'<i style="--share:{100 * score:.1f}%"></i></li>'
         for index, score in _top(model, sample.pixels)
     )
     small = "pixel" if max(sample.image.size) <= drawing.CRISP else "photo"
     image = sample.image if sample.image.mode in ("L", "RGB") else sample.image.convert("RGB")
+    file = f'<p class="file" title="{escape(sample.name)}">{escape(sample.name)}</p>' if sample.name else ""
     return (
         f'<li class="{"right" if right else "wrong"}"><img class="{small}" alt="{escape(true)}" '
         f'src="{drawing.data_uri(drawing.fit(image, THUMBNAIL))}"><p class="verdict">{verdict} '
-        f'<span>{charts.percent(sample.score)}</span></p><ol class="scores">{scores}</ol></li>'
+        f'<span>{charts.percent(sample.score)}</span></p><ol class="scores">{scores}</ol>{file}</li>'
     )
 
 
@@ -210,10 +195,6 @@ def _top(model: Classifier, pixels: Tensor) -> list[tuple[int, float]]:
         scores = model(pixels[None].to(next(model.parameters())))[0].float().softmax(-1)
     best = scores.topk(min(TOP, len(scores)))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-
-
-def _class(model: Classifier, index: int) -> str:
-    return model.classes[index] if index < len(model.classes) else str(index)
 
 
 def _explained(data: ReportInput) -> list[tuple[explorer.Explained, dict[str, object]]]:
@@ -228,7 +209,7 @@ def _explained(data: ReportInput) -> list[tuple[explorer.Explained, dict[str, ob
     for sample in chosen:
         each = explorer.Explained(
             image=drawing.picture(sample.pixels, data.model.preprocessing),
-            name=_class(data.model, sample.target),
+            name=charts.class_name(data.model.classes, sample.target),
             right=sample.prediction == sample.target,
             record=record_attention(data.model, sample.pixels),
         )
@@ -262,18 +243,8 @@ def _attention_sections(explained: Sequence[tuple[explorer.Explained, object]]) 
     return sections
 
 
-def _card(data: ReportInput) -> str:
+def _table(lines: dict[str, str]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in data.card.items()
+        f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in lines.items()
     )
-    return f'<table class="card"><tbody>{rows}</tbody></table>' if rows else "<p>No card was given.</p>"
-
-
-def _script_json(value: object) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
-
-
-@cache
-def _asset(name: str) -> str:
-    return resources.files("davit.explain").joinpath(name).read_text(encoding="utf-8")
+    return f'<table class="card"><tbody>{rows}</tbody></table>' if rows else ""

@@ -1,0 +1,59 @@
+"""`davit runs`: run folders side by side."""
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Annotated
+
+
+def main(arguments: list[str]) -> int:
+    """Run the verb."""
+    import tyro
+    from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+    def runs(
+        folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")] = (Path("runs"),),
+        metric: Annotated[str, arg(metavar="NAME")] = "top1",
+        out: Annotated[Path | None, arg(metavar="FILE")] = None,
+        json: bool = False,
+    ) -> int:
+        """Compare runs: finished, running and stopped ones, best first.
+
+        Args:
+            folders: Run folders, or folders that hold some, however deep; by default runs.
+            metric: What decides: top1, top5, validation_loss, or another name in metrics.jsonl.
+            out: Also write a page (.html) with table and curves, or a plot of the curves (.png).
+            json: Print as JSON.
+        """
+        return _runs(folders, metric, out, as_json=json)
+
+    return tyro.cli(runs, prog="davit runs", args=arguments, config=(FlagCreatePairsOff,))
+
+
+def _runs(folders: tuple[Path, ...], metric: str, out: Path | None, *, as_json: bool) -> int:
+    from davit.explain.compare_runs import compare, settings_lines, table, write_comparison
+
+    comparison = compare(folders, metric)
+    if out:
+        write_comparison(comparison, out)
+        print(f"wrote {out}", file=sys.stderr)
+    if as_json:
+        print(json_format.dumps(comparison.to_json(), indent=2))
+        return 0
+    print("\n".join(_aligned(table(comparison))))
+    if lines := settings_lines(comparison):
+        print("\nsettings that differ, with the runs that have them:")
+        print("\n".join(f"  {line}" for line in lines))
+    return 0
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = {1, 2, 3, len(widths) - 1}
+    return [
+        "  ".join(
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

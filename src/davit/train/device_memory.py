@@ -1,0 +1,137 @@
+"""Memory of one device and its messages, from a recipe and the number of devices."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from davit.models.blocks import DualAttentionBlock
+from davit.models.classifier import Classifier
+from davit.models.config import ClassifierConfig
+from davit.structures import Batch
+from davit.tasks.classification import ClassificationTask
+from davit.train.footprint import Moment, footprint
+from davit.train.recipe import Recipe
+
+GIB = 2**30
+DEVICES = {"24 GB": 23, "40 GB": 39, "80 GB": 79, "141 GB": 139}  # GiB that such a device has, rounded down
+CONTEXT = GIB  # what a process takes on a GPU before the first tensor: an assumption
+FRAGMENTED = 1.05  # what the allocator reserves over what is in use: an assumption
+FLOAT = 4  # bytes of a weight, a gradient, a moment, an average
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one device where a step needs most.
+
+    Attributes:
+        parameters: weights, or this device's shard of them.
+        moments: the two of AdamW.
+        average: the averaged weights, where `runtime.ema` is on.
+        gradients: those that are there at that point.
+        activations: what the forward pass kept for the backward pass.
+        copies: 16-bit copies of weights, made by autocast.
+        workspace: what operators made and nobody keeps.
+        communication: gathered weights and gradients to be scattered.
+    """
+
+    parameters: int
+    moments: int
+    average: int
+    gradients: int
+    activations: int
+    copies: int
+    workspace: int
+    communication: int
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """The parts by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def fits(self) -> list[str]:
+        """Names of the devices that hold it, with room for the context and for fragments."""
+        needed = self.total * FRAGMENTED + CONTEXT
+        return [name for name, size in DEVICES.items() if needed <= size * GIB]
+
+
+class Planner:
+    """Counts what one of `world` devices holds and sends in a step of a recipe."""
+
+    def __init__(
+        self, recipe: Recipe, classes: int, *, world: int, precision: torch.dtype, micro_batch: int, gpu: bool
+    ) -> None:
+        """Plan for a head of `classes` and `micro_batch` images at once."""
+        self.config = ClassifierConfig(backbone=recipe.model.backbone, num_classes=classes)
+        self.recipe, self.world, self.precision, self.gpu = recipe, world, precision, gpu
+        size = recipe.data.image_size
+        self.shape = (micro_batch, recipe.data.channels, size, size)
+        self.task = ClassificationTask(replace(recipe.task, mix_probability=0.0), classes)
+        self.sharded = world > 1 and recipe.runtime.parallel == "fsdp"
+        with torch.device("meta"):
+            model = Classifier(self.config)
+        self.weights = _count(model)
+        self.blocks = [_count(module) for module in model.modules() if isinstance(module, DualAttentionBlock)]
+
+    def memory(self, *, checkpointing: bool) -> Memory:
+        """Count a step, with or without gradient checkpointing."""
+        backbone = replace(self.config.backbone, gradient_checkpointing=checkpointing)
+        config = replace(self.config, backbone=backbone)
+        counted = footprint(lambda: Classifier(config), self._loss, self.shape, precision=self.precision, gpu=self.gpu)
+        if self.sharded:
+            return self._of_shards(counted.beside_weights)
+        whole = self.weights * FLOAT
+        lasting = self.world > 1 or self.recipe.runtime.accumulate > 1  # buckets of DDP, sums over micro-batches
+        moment = counted.beside_gradients if lasting else counted.peak
+        return Memory(
+            parameters=whole,
+            moments=2 * whole,
+            average=whole if self.recipe.runtime.ema else 0,
+            gradients=whole if lasting else moment.gradients,
+            activations=moment.activations,
+            copies=moment.copies,
+            workspace=moment.workspace,
+            communication=0,  # the buckets of DDP are the gradients
+        )
+
+    def communication(self) -> int:
+        """Bytes that a device sends in a step, by ring algorithms; it receives as many."""
+        if self.world == 1:
+            return 0
+        others = (self.world - 1) / self.world
+        if not self.sharded:
+            return round(2 * others * self.weights * FLOAT)
+        root = self.weights - sum(self.blocks)
+        gathered = self.recipe.runtime.accumulate * (2 * sum(self.blocks) + root) * self.precision.itemsize
+        return round(others * (gathered + self.weights * FLOAT))
+
+    def _of_shards(self, moment: Moment) -> Memory:
+        """Gathered weights are 16-bit already; sums over micro-batches are whole and in fp32 until the last one."""
+        share = -(-self.weights // self.world) * FLOAT
+        summed = self.weights * FLOAT if self.recipe.runtime.accumulate > 1 else 0
+        return Memory(
+            parameters=share,
+            moments=2 * share,
+            average=share if self.recipe.runtime.ema else 0,
+            gradients=share + summed,
+            activations=moment.activations,
+            copies=0,
+            workspace=moment.workspace,
+            communication=self._gathered(),
+        )
+
+    def _gathered(self) -> int:
+        """The rest of the model, two blocks (this one and the next), and two blocks of gradients on their way."""
+        block, root = max(self.blocks), self.weights - sum(self.blocks)
+        return (2 * block + root) * self.precision.itemsize + 2 * block * FLOAT
+
+    def _loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack(list(self.task.losses(model, Batch(images=images, targets=targets)).values())).sum()
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
