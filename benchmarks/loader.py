@@ -5,7 +5,8 @@
 DIR holds class folders; without it, structured pictures of 500x375 are made. Both decode with Pillow, crop, flip, apply
 RandAugment (rand-m9-mstd0.5-inc1), erase and normalise, to float32 batches of 32 at 224 px, in this process. timm runs
 with its prefetcher, which normalises whole batches, and without. A round has every loader load the same number of
-images, in turns; totals and quartiles, in CPU seconds, so that other work on the machine counts less.
+images, in turns, with the same draws for the n-th image of each, for operations differ much in what they cost; totals
+and quartiles, in CPU seconds, so that other work on the machine counts less.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from davit.data.folder import ClassFolder
 from davit.data.loader import StepSampler, TrainSamples, train_loader
 from davit.data.transforms import Augmentation, TrainTransform
 from davit.preprocessing import Preprocessing
+from davit.seeding import seed_everything
 from davit.train.run import environment
 
 SIZE, BATCH = 224, 32
@@ -63,9 +65,23 @@ def keep_a_bit() -> None:
             auto_augment.NAME_TO_OP[name] = posterize
 
 
+def alike(transform: Any) -> Any:
+    """Give a transform a class whose n-th call draws what the n-th call of every other such transform draws."""
+    calls = [0]
+
+    class Alike(type(transform)):
+        def __call__(self, *arguments: Any, **named: Any) -> Any:
+            calls[0] += 1
+            seed_everything(calls[0])
+            return super().__call__(*arguments, **named)
+
+    transform.__class__ = Alike
+    return transform
+
+
 def davit_batches(root: Path, count: int) -> Callable[[int], Iterable[Any]]:
     """Our loader; call it with the number of the round."""
-    transform = TrainTransform(Augmentation(rand_augment=POLICY, erasing=ERASING), Preprocessing.imagenet(SIZE))
+    transform = alike(TrainTransform(Augmentation(rand_augment=POLICY, erasing=ERASING), Preprocessing.imagenet(SIZE)))
     folder = ClassFolder(root)
     samples = TrainSamples(folder, transform, 0)
     steps = count // BATCH
@@ -90,6 +106,7 @@ def timm_batches(root: Path, count: int, *, prefetcher: bool) -> Callable[[int],
         persistent_workers=False,
         device=torch.device("cpu"),
     )
+    alike(loader.dataset.transform)
     stream = chain.from_iterable(repeat(loader))  # never begun anew: the prefetcher is always one batch ahead
     return lambda _: islice(stream, count // BATCH)
 

@@ -12,6 +12,7 @@ from PIL import Image
 from davit.models.config import DaViTConfig
 from davit.recipes import make_recipe
 from davit.records import assign
+from davit.train.distributed import World
 from davit.train.recipe import Recipe
 from davit.train.run import build_images, build_model, make_plan
 from davit.train.trainer import Trainer
@@ -48,21 +49,26 @@ def states_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool
 
 def stop_after(trainer: Trainer, steps: int) -> None:
     """Send this process SIGTERM in the middle of a step."""
-    step = trainer._step
+    gradients = trainer.stepper.gradients
 
-    def counted(*arguments):
-        if arguments[2] == steps - 1:
+    def counted(batches, step, rate, **rest):
+        if step == steps - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
+        return gradients(batches, step, rate, **rest)
 
-    trainer._step = counted
+    trainer.stepper.gradients = counted
 
 
-def make_trainer(recipe: Recipe, folder: Path) -> Trainer:
+def make_trainer(recipe: Recipe, folder: Path, world: World | None = None) -> Trainer:
     from davit.tasks.classification import ClassificationTask
 
     folder.mkdir(exist_ok=True)
     images = build_images(recipe.data, recipe.runtime.seed)
-    model = build_model(recipe, images.train.classes)
+    model = build_model(recipe, images.train.classes, world)
     task = ClassificationTask(recipe.task, 10)
-    return Trainer(recipe, model, task, make_plan(recipe, model, task, images), folder)
+    return Trainer(recipe, model, task, make_plan(recipe, model, task, images, world), folder, world)
+
+
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Copies of all that a step changes: weights, averages, moments."""
+    return {name: tensor.clone() for name, tensor in trainer.stepper.tensors().items()}

@@ -106,10 +106,10 @@ def test_names_that_are_not_there() -> None:
 class Hostile:
     """Leaves a folder behind when unpickled by code that trusts it."""
 
-    def __init__(self, mark: Path) -> None:  # noqa: D107
+    def __init__(self, mark: Path) -> None:
         self.mark = mark
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:  # noqa: D105
+    def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, (str(self.mark),)
 
 

@@ -6,8 +6,11 @@ from importlib import import_module
 VERBS = {
     "demo": "train on real handwritten digits and open a page that shows what was learned",
     "train": "train a recipe, or continue an interrupted run",
+    "runs": "compare runs in one table and plot",
     "evaluate": "score a checkpoint on labelled images",
     "predict": "name what is in images",
+    "data": "check, show or shard images",
+    "benchmark": "measure how fast data is loaded",
     "convert": "turn a checkpoint into another format",
     "models": "list models and public weights",
 }
@@ -35,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):
             return 1
         print(f"davit {verb}: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ConnectionError) else 2
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise

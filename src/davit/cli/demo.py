@@ -43,6 +43,8 @@ def _demo(out: Path, *, as_json: bool) -> int:
     except TrainingStoppedError as stopped:
         print(f"davit demo: {stopped}", file=sys.stderr)
         return 143
+    if result is None:  # not the first of several processes
+        return 0
     report = write_run_report(result)
     metrics = result.metrics
     if as_json:

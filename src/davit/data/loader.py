@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from davit.data.transforms import TrainTransform
 from davit.decoding import ImageError
 from davit.preprocessing import Preprocessing
 from davit.seeding import seed_everything
@@ -127,6 +129,19 @@ class TrainSamples(Dataset[Sample]):
         Raises:
             ImageError: its replacements cannot be decoded either.
         """
+        return self._sample(index, self.transform)
+
+    def __getitems__(self, indices: list[Key]) -> Batch:
+        """Return a batch; our own transform writes each image straight to its place in it."""
+        transform = self.transform
+        if not isinstance(transform, TrainTransform):
+            return collate([self[index] for index in indices])
+        images = np.empty((len(indices), *transform.preprocessing.size, transform.preprocessing.channels), np.float32)
+        places = zip(indices, images, strict=True)
+        samples = [self._sample(index, partial(transform, out=place)) for index, place in places]
+        return _gather(samples, torch.from_numpy(images).permute(0, 3, 1, 2))
+
+    def _sample(self, index: Key, transform: Transform) -> Sample:
         epoch, chosen = index
         faults: list[str] = []
         while True:
@@ -140,7 +155,7 @@ class TrainSamples(Dataset[Sample]):
                 chosen = int(torch.randint(len(self.images), ()))
                 continue
             seed_everything(self.seed, epoch, chosen)
-            return Sample(self.transform(image), target, chosen, tuple(faults))
+            return Sample(transform(image), target, chosen, tuple(faults))
 
 
 @dataclass(frozen=True)
@@ -165,13 +180,21 @@ class Part:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples."""
+    """Stack samples; the channels of a position stay side by side in memory."""
+    return _gather(samples, torch.stack([sample.pixels.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2))
+
+
+def _gather(samples: list[Sample], images: torch.Tensor) -> Batch:
     return Batch(
-        images=torch.stack([sample.pixels for sample in samples]),
+        images=images,
         targets=torch.tensor([sample.target for sample in samples]),
         ids=tuple(sample.index for sample in samples),
         faults=tuple(fault for sample in samples for fault in sample.faults),
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def train_loader(samples: TrainSamples, sampler: StepSampler, workers: int) -> "DataLoader[Batch]":
@@ -180,7 +203,7 @@ def train_loader(samples: TrainSamples, sampler: StepSampler, workers: int) -> "
         samples,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         timeout=WORKER_TIMEOUT if workers else 0,
     )

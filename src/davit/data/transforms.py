@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from davit.preprocessing import Preprocessing, as_mode, to_tensor
+from davit.preprocessing import Preprocessing, as_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
@@ -56,12 +58,12 @@ class TrainTransform:
         self.geometry = _geometry(augmentation, preprocessing)
         self.erase = _erasing(augmentation)
 
-    def __call__(self, image: "Image") -> "Tensor":
-        """Return (channels, height, width), float32."""
+    def __call__(self, image: "Image", out: "NDArray[np.float32] | None" = None) -> "Tensor":
+        """Return (channels, height, width), float32; in the memory of `out`, (height, width, channels), if given."""
         image = as_mode(image, self.preprocessing.channels)
         for step in self.geometry:
             image = step(image)
-        pixels = self.preprocessing.normalize(to_tensor(as_mode(image, self.preprocessing.channels)))
+        pixels = self.preprocessing.tensor(image, out)
         return self.erase(pixels) if self.erase else pixels
 
 
@@ -77,7 +79,7 @@ def _geometry(augmentation: Augmentation, preprocessing: Preprocessing) -> "list
     if augmentation.shift_crop:
         steps.append(v2.RandomCrop(size, padding=augmentation.shift_crop, padding_mode="reflect"))
     if augmentation.flip:
-        steps.append(v2.RandomHorizontalFlip(augmentation.flip))
+        steps.append(_flip(augmentation.flip))
     if augmentation.rotate or augmentation.translate or augmentation.zoom:
         steps.append(
             v2.RandomAffine(
@@ -90,6 +92,17 @@ def _geometry(augmentation: Augmentation, preprocessing: Preprocessing) -> "list
     if augmentation.rand_augment:
         steps.append(_rand_augment(augmentation.rand_augment, preprocessing))
     return steps
+
+
+def _flip(probability: float) -> "Callable[[Image], Image]":
+    """Mirror by the draw that torchvision's RandomHorizontalFlip makes, without its inspection of the input."""
+    import torch
+    from PIL.Image import Transpose
+
+    def flip(image: "Image") -> "Image":
+        return image.transpose(Transpose.FLIP_LEFT_RIGHT) if float(torch.rand(1)) < probability else image
+
+    return flip
 
 
 def _random_crop(augmentation: Augmentation, preprocessing: Preprocessing) -> "Callable[[Image], Image]":
@@ -116,7 +129,7 @@ def _rand_augment(policy: str, preprocessing: Preprocessing) -> "Callable[[Image
     for operation in vary.ops:
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize
-    return lambda image: vary(image.convert("RGB"))  # timm's operations are made for RGB
+    return lambda image: vary(as_mode(image, 3))  # timm's operations are made for RGB
 
 
 def _posterize(image: "Image", bits: int, **_: object) -> "Image":

@@ -8,6 +8,10 @@ from torch import Tensor
 _TOP = 5
 
 
+class DivergedError(ValueError):
+    """A model computes numbers that are not finite."""
+
+
 class Accuracy:
     """Counts for each class, and which classes are taken for which.
 
@@ -31,7 +35,8 @@ class Accuracy:
         """Count a batch.
 
         Raises:
-            ValueError: another number of classes, a target that is no class, or logits that are NaN.
+            ValueError: another number of classes, or a target that is no class.
+            DivergedError: logits that are NaN.
         """
         classes = len(self.count)
         if logits.ndim != 2 or logits.shape[1] != classes or targets.shape != logits.shape[:1]:
@@ -39,7 +44,7 @@ class Accuracy:
                 f"expected logits (B, {classes}) and targets (B,), got {tuple(logits.shape)} and {tuple(targets.shape)}"
             )
         if logits.isnan().any():
-            raise ValueError("the model computed NaN, which has no highest class")
+            raise DivergedError("the model computed NaN, which has no highest class")
         best = logits.topk(min(_TOP, classes)).indices.cpu()
         targets = targets.cpu()
         if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < classes:

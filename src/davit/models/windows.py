@@ -30,7 +30,7 @@ def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tens
     rows, columns = count_windows(height, window), count_windows(width, window)
     x = windows.view(-1, rows, columns, window, window, windows.shape[-1]).transpose(2, 3)
     x = x.reshape(-1, rows * window, columns * window, windows.shape[-1])
-    if height % window or width % window:  # a slice of everything still costs a pass over the map when it is learnt from
+    if height % window or width % window:  # even a slice of everything costs a pass over the map when it is learnt
         x = x[:, :height, :width]
     return x
 

@@ -2,17 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from davit.evaluation.accuracy import Accuracy
 from davit.structures import Batch
-
-if TYPE_CHECKING:
-    from timm.data import Mixup
-
+from davit.tasks.mixing import Blend, draw_blend, mix_images, mix_targets
 
 CONFUSION_CLASSES = 1000  # a matrix of a million counts; larger ones nobody looks at
 
@@ -53,16 +50,28 @@ class ClassificationTask:
         """Build for a head of `num_classes`."""
         self.config = config
         self.num_classes = num_classes
-        self.mix = _mixer(config, num_classes)
 
     def losses(self, model: Callable[..., Tensor], batch: Batch) -> dict[str, Tensor]:
         """Mix the batch and return the loss; mixing draws from NumPy's global generator."""
-        images, targets = batch.images, batch.targets
-        if self.mix and len(images) % 2 == 0:  # timm mixes pairs
-            images, soft = self.mix(images, targets)
-            return {"loss": F.cross_entropy(model(images).float(), soft)}
-        logits = model(images).float()
-        return {"loss": F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)}
+        config, images, targets = self.config, batch.images, batch.targets
+        blend = self._blend(images)
+        if blend is None:
+            logits = model(images).float()
+            return {"loss": F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)}
+        soft = mix_targets(targets, self.num_classes, config.label_smoothing, blend)
+        return {"loss": F.cross_entropy(model(mix_images(images, blend)).float(), soft)}
+
+    def _blend(self, images: Tensor) -> Blend | None:
+        config = self.config
+        if config.mix_probability == 0 or config.mixup == config.cutmix == 0:
+            return None
+        return draw_blend(
+            *images.shape[-2:],
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            probability=config.mix_probability,
+            switch=config.mix_switch,
+        )
 
     def metric(self) -> "ClassificationMetric":
         """Return a fresh metric."""
@@ -75,29 +84,18 @@ class ClassificationMetric:
     def __init__(self, num_classes: int) -> None:
         """Begin at zero."""
         self.accuracy = Accuracy(num_classes, confusion=num_classes <= CONFUSION_CLASSES)
-        self.entropy = 0.0
+        self.entropy = torch.zeros((), dtype=torch.float64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:  # (B, classes), (B,)
         """Count a batch."""
         self.accuracy.update(logits, targets)
-        self.entropy += float(F.cross_entropy(logits.double(), targets.to(logits.device), reduction="sum"))
+        self.entropy += F.cross_entropy(logits.double(), targets.to(logits.device), reduction="sum").cpu()
+
+    def counters(self) -> list[Tensor]:
+        """Return the tensors themselves: summing each over all processes, in place, merges their counts."""
+        return [*self.accuracy.counters(), self.entropy]
 
     def compute(self) -> dict[str, float]:
         """Return `top1`, `top5`, `count` and `validation_loss`."""
         scores = self.accuracy.compute()
-        return scores | {"validation_loss": self.entropy / scores["count"]}
-
-
-def _mixer(config: ClassificationConfig, num_classes: int) -> "Mixup | None":
-    if config.mix_probability == 0 or config.mixup == config.cutmix == 0:
-        return None
-    from timm.data import Mixup
-
-    return Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        prob=config.mix_probability,
-        switch_prob=config.mix_switch,
-        label_smoothing=config.label_smoothing,
-        num_classes=num_classes,
-    )
+        return scores | {"validation_loss": float(self.entropy) / scores["count"]}

@@ -1,23 +1,22 @@
 """From a recipe to what it names: images, model, task."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from davit.data.digits import Digits
-from davit.data.folder import ClassFolder, split_folder, validation_root
+from davit.data.folder import split_folder
+from davit.data.images import find_images
 from davit.data.loader import ClassifiedImages, Part
 from davit.models.classifier import Classifier
-from davit.models.config import ClassifierConfig
-from davit.models.davit import DaViT
-from davit.models.dense import DenseBackbone
+from davit.models.config import ClassifierConfig, DaViTConfig
 from davit.preprocessing import Preprocessing
-from davit.seeding import seed_everything
+from davit.train.device import pick_precision
+from davit.train.distributed import World
+from davit.train.initialise import initialise, values_of
+from davit.train.parallel import shard
 from davit.train.recipe import DataRecipe, Recipe
 from davit.weights.load import load
-
-INIT_STREAM = 2
 
 
 @dataclass(frozen=True)
@@ -30,53 +29,79 @@ class Images:
 
 
 def build_images(data: DataRecipe, seed: int) -> Images:
-    """List the images of a recipe.
+    """List the images of a recipe: class folders or shards.
 
     Raises:
         ValueError: no such folder, no classes, or a validation class that training does not know.
+        ShardError: shards that cannot be read, or are not what their index says.
     """
     if data.source == "digits":
         return Images(Digits("train"), Digits("test"))
     if not data.root:
-        raise ValueError("say where the images are: data.root=DIR, a folder of class folders or of train/ and val/")
-    root = Path(data.root)
-    if validation_root(root) != root:
-        train = ClassFolder(root / "train")
-        validation = ClassFolder(root / "val", train.classes, allow_missing=True)
+        raise ValueError(
+            "say where the images are: data.root=DIR, with class folders, train/ and val/, or shards; or a URL"
+        )
+    source = find_images(data.root)
+    if "val" in source.parts:
+        if "train" not in source.parts:
+            raise ValueError(
+                f"{data.root} holds no images to train with: it has {', '.join(source.parts)} and no train"
+            )
+        train = source.open("train")
+        validation = source.open("val", train.classes, allow_missing=True)
         missing = (f"no validation images of {', '.join(validation.missing)}",) if validation.missing else ()
         return Images(train, validation, missing)
-    folder = ClassFolder(root)
+    folder = source.open(source.validation)
     chosen, held_out = split_folder(folder, data.validation_share, seed)
     if not held_out:
-        raise ValueError(f"{root} holds too few images to keep some for validation: add images, or a val/ folder")
-    note = f"{root} has no val/: {len(held_out)} of {len(folder)} images are held out for validation"
+        raise ValueError(f"{data.root} holds too few images to keep some for validation: add images, or a val/ folder")
+    note = f"{data.root} has no val/: {len(held_out)} of {len(folder)} images are held out for validation"
     return Images(Part(folder, chosen), Part(folder, held_out), (note,))
 
 
-def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Classifier:
+def build_model(recipe: Recipe, classes: tuple[str, ...], world: World | None = None) -> Classifier:
     """Build the classifier of a recipe, with fresh weights or from `model.init`; the seed decides all randomness.
+
+    With `world` it is sharded where the recipe says so, and fresh weights are drawn without any process holding them
+    all.
 
     Raises:
         ValueError: the initial weights cannot be read, or take images of other channels.
     """
-    seed_everything(recipe.runtime.seed, INIT_STREAM)
     start = load(recipe.model.init) if recipe.model.init else None
-    config = recipe.model.backbone
+    given = None
     if start is not None:
         given = start.config.backbone if isinstance(start, Classifier) else start.config
-        config = replace(given, drop_path=config.drop_path, gradient_checkpointing=config.gradient_checkpointing)
+    config = architecture(recipe, given)
+    with torch.device("meta"):
+        model = Classifier(ClassifierConfig(backbone=config, num_classes=len(classes)))
+    model.classes = classes
+    model.preprocessing = build_preprocessing(recipe.data, start.preprocessing if start is not None else None)
+    if world is not None and recipe.runtime.parallel == "fsdp":
+        shard(model, world, pick_precision(recipe.runtime.precision, world.device))
+    model.to_empty(device=world.device if world is not None else "cpu")
+    known = values_of(start) if start is not None else {}
+    initialise(model, recipe.runtime.seed, known, start if isinstance(start, Classifier) else None)
+    return model
+
+
+def architecture(recipe: Recipe, given: DaViTConfig | None) -> DaViTConfig:
+    """The backbone that a recipe trains: its own, or that of the initial weights with what a recipe may change of it.
+
+    Raises:
+        ValueError: it takes images of other channels than the recipe's data.
+    """
+    config = own = recipe.model.backbone
+    if given is not None:
+        config = replace(given, drop_path=own.drop_path, gradient_checkpointing=own.gradient_checkpointing)
+        if recipe.model.window:  # no weight depends on it
+            config = replace(config, window=recipe.model.window)
     if config.in_channels != recipe.data.channels:
         raise ValueError(
             f"the model takes {config.in_channels} channels, data.channels is {recipe.data.channels}: "
             f"set data.channels={config.in_channels}"
         )
-    model = Classifier(ClassifierConfig(backbone=config, num_classes=len(classes)))
-    model.classes = classes
-    known = start.preprocessing if start is not None else None
-    model.preprocessing = build_preprocessing(recipe.data, known)
-    if start is not None:
-        transfer(start, model)
-    return model
+    return config
 
 
 def build_preprocessing(data: DataRecipe, known: Preprocessing | None) -> Preprocessing:
@@ -87,19 +112,3 @@ def build_preprocessing(data: DataRecipe, known: Preprocessing | None) -> Prepro
     if not known and data.source == "digits":
         mean, std = (0.5,), (0.5,)
     return Preprocessing(size=size, crop=data.crop, interpolation=data.interpolation, mean=mean, std=std)
-
-
-def transfer(start: Classifier | DaViT | DenseBackbone, model: Classifier) -> int:
-    """Copy backbone, norm and the head's rows of classes of the same name; return how many rows that were."""
-    backbone = start if isinstance(start, DaViT) else start.backbone
-    model.backbone.load_state_dict(backbone.state_dict())
-    if not isinstance(start, Classifier):
-        return 0
-    model.norm.load_state_dict(start.norm.state_dict())
-    rows = {name: row for row, name in enumerate(start.classes)}
-    shared = [(row, rows[name]) for row, name in enumerate(model.classes) if name in rows]
-    with torch.no_grad():
-        for ours, theirs in shared:
-            model.head.weight[ours] = start.head.weight[theirs]
-            model.head.bias[ours] = start.head.bias[theirs]
-    return len(shared)

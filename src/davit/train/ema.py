@@ -1,18 +1,55 @@
-"""Exponential moving average of the weights."""
+"""Exponential moving average of the weights, shard by shard where they are sharded."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+
+from davit.train.parallel import local
 
 
-def average_of(model: nn.Module, decay: float) -> AveragedModel:
-    """Copy the model into its average; `update_parameters(model)` after each step moves it.
+class Average:
+    """The average of a model's parameters.
 
     The first steps count more, min(decay, (1 + n) / (10 + n)), so that short runs do not keep their random start.
+
+    Attributes:
+        tensors: the averages by parameter name; sharded as the parameters are.
+        updates: how many steps they hold.
     """
 
-    def move(averages: list[Tensor], weights: list[Tensor], updates: Tensor | int) -> None:
-        n = int(updates)
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Begin with the weights of `model`, which is followed from then on."""
+        self.parameters = [local(parameter.detach()) for parameter in model.parameters()]
+        self.tensors: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.decay = decay
+        self.updates = 0
 
-    return AveragedModel(model, multi_avg_fn=move)  # type: ignore[arg-type]
+    @torch.no_grad()
+    def update(self) -> None:
+        """Count a step."""
+        n = self.updates
+        weight = 1 - min(self.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(self._averages, self.parameters, weight)
+        self.updates = n + 1
+
+    @contextmanager
+    def in_place(self) -> Generator[None]:
+        """Put the averages into the model inside, and the weights back to the bit afterwards."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self._averages, strict=True):
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+    @property
+    def _averages(self) -> list[Tensor]:
+        return [local(tensor) for tensor in self.tensors.values()]

@@ -18,11 +18,13 @@ class ModelRecipe:
         variant: name of the architecture; a given `init` decides instead.
         backbone: the architecture itself; with `init` only `drop_path` and `gradient_checkpointing` count.
         init: a checkpoint of any known format or a weight name to start from; empty for fresh weights.
+        window: side of the windows where `init` was trained at another image size; 0 keeps those of its architecture.
     """
 
     variant: str
     backbone: DaViTConfig
     init: str = ""
+    window: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class DataRecipe:
         channels: 1 for grey, 3 for RGB.
         crop: side of the central crop in evaluation over the side it is cut from.
         interpolation: filter of resizes.
-        batch_size: images per step.
+        batch_size: images per step, over all processes and micro-batches.
         workers: processes that decode and augment; 0 does it between steps, -1 takes the CPUs that training leaves.
         augmentation: how training images are varied.
     """
@@ -71,26 +73,34 @@ class RuntimeRecipe:
         seed: from which all randomness follows.
         device: `auto` takes a GPU where there is one.
         precision: `auto` is bf16 on a GPU and fp32 on a CPU.
+        parallel: over several processes (torchrun), each holds the whole model (`ddp`) or a shard of it (`fsdp`).
+        accumulate: micro-batches into which each process splits its share of a batch, to save memory.
         compile: compile the model for training.
         ema: decay of the averaged weights that are evaluated and saved; 0 for none.
         evaluate_every: epochs between evaluations.
         save_minutes: minutes between checkpoints; one is also saved at the end.
+        tensorboard: write the records of metrics.jsonl as TensorBoard events, too.
     """
 
     seed: int = 0
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    accumulate: int = 1
     compile: bool = False
     ema: float = 0.0
     evaluate_every: int = 1
     save_minutes: float = 10.0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
-        if self.evaluate_every < 1 or self.save_minutes < 0 or self.seed < 0:
-            raise ValueError("evaluate_every must be at least 1, save_minutes and seed not negative")
+        if self.evaluate_every < 1 or self.accumulate < 1 or self.save_minutes < 0 or self.seed < 0:
+            raise ValueError("evaluate_every and accumulate must be at least 1, save_minutes and seed not negative")
+        if self.parallel == "fsdp" and self.precision == "fp16":
+            raise ValueError("runtime.parallel=fsdp needs runtime.precision=bf16 or fp32: fp16 would need a loss scale")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,28 +4,29 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from davit import __version__
-from davit.data.loader import StepSampler, TrainSamples, evaluation_batches, train_loader
+from davit.data.loader import Part, Share, StepSampler, TrainSamples, evaluation_batches, train_loader
 from davit.data.transforms import TrainTransform
-from davit.evaluation.evaluate import evaluate
 from davit.models.classifier import Classifier
 from davit.models.complexity import count_macs, count_parameters
 from davit.records import differences, from_json, to_json
-from davit.structures import Batch
 from davit.tasks.classification import ClassificationMetric, ClassificationTask
 from davit.train.build import Images, build_images, build_model
 from davit.train.checkpoint import latest_point
-from davit.train.device import pick_device, pick_workers
+from davit.train.device import pick_workers
+from davit.train.distributed import World, joined, naming_lost_processes
+from davit.train.plan import Plan
 from davit.train.recipe import Recipe
-from davit.train.trainer import Plan, Trainer
+from davit.train.stop import StopRequest
+from davit.train.trainer import Trainer
+from davit.weights.atomic import atomic_write
 from davit.weights.load import load
 from davit.weights.save import save
 
@@ -55,8 +56,10 @@ class RunResult:
     images: Images
 
 
-def run(recipe: Recipe, folder: Path) -> RunResult:
+def run(recipe: Recipe, folder: Path) -> RunResult | None:
     """Train a recipe in a folder, from its last checkpoint if it has one.
+
+    Under torchrun all processes call it; the result is the first one's, the others get None.
 
     Args:
         recipe: what to run.
@@ -66,21 +69,22 @@ def run(recipe: Recipe, folder: Path) -> RunResult:
         ValueError: the folder belongs to another recipe, the data or weights are unusable, or training diverged.
         OSError: the folder cannot be written.
         TrainingStoppedError: the run was asked to stop, and saved first.
+        LostProcessError: another process of the run ended; its last checkpoint is intact.
     """
-    images = build_images(recipe.data, recipe.runtime.seed)
-    claim(folder, recipe)
-    for note in images.notes:
-        print(note, file=sys.stderr)
-    model = build_model(recipe, images.train.classes)
-    task = ClassificationTask(recipe.task, len(images.train.classes))
-    plan = make_plan(recipe, model, task, images)
-    trainer = Trainer(recipe, model, task, plan, folder)
-    point = latest_point(folder)
-    if point:
-        trainer.resume(point)
-        print(f"going on after step {point.step} of {trainer.total} in {folder}", file=sys.stderr)
-    history = trainer.run()
-    return _finish(recipe, folder, trainer, task, images, history)
+    with joined(recipe.runtime) as world, StopRequest() as stop, naming_lost_processes(world):
+        images = build_images(recipe.data, recipe.runtime.seed)
+        world.once(lambda: claim(folder, recipe))
+        model = build_model(recipe, images.train.classes, world)
+        task = ClassificationTask(recipe.task, len(images.train.classes))
+        trainer = Trainer(recipe, model, task, make_plan(recipe, model, task, images, world), folder, world)
+        notes = list(images.notes)
+        if point := latest_point(folder, world):
+            trainer.resume(point)
+            notes.append(f"going on after step {point.step} of {trainer.total} in {folder}")
+        for note in notes if world.first else ():
+            print(note, file=sys.stderr)
+        history = trainer.run(stop)
+        return _finish(recipe, folder, trainer, images, history)
 
 
 def claim(folder: Path, recipe: Recipe) -> None:
@@ -111,94 +115,82 @@ def read_recipe(folder: Path) -> Recipe:
     return from_json(Recipe, json.loads((folder / "recipe.json").read_text()))
 
 
-def make_plan(recipe: Recipe, model: Classifier, task: ClassificationTask, images: Images) -> Plan:
-    """Tell the trainer where batches come from and how a model is scored and saved."""
-    data, seed = recipe.data, recipe.runtime.seed
-    assert model.preprocessing is not None
-    samples = TrainSamples(images.train, TrainTransform(data.augmentation, model.preprocessing), seed)
+def make_plan(
+    recipe: Recipe, model: Classifier, task: ClassificationTask, images: Images, world: World | None = None
+) -> Plan:
+    """Tell the trainer where batches come from and how a model is scored and saved.
+
+    Raises:
+        ValueError: the batch cannot be shared evenly by the processes and micro-batches.
+    """
+    world = world or World()
+    data, seed, preprocessing = recipe.data, recipe.runtime.seed, model.preprocessing
+    assert preprocessing is not None
+    samples = TrainSamples(images.train, TrainTransform(data.augmentation, preprocessing), seed)
     batch_size = min(data.batch_size, len(images.train))
-    steps_per_epoch = len(images.train) // batch_size
-    last = recipe.schedule.total_epochs * steps_per_epoch
+    share = Share(rank=world.rank, size=world.size, accumulate=recipe.runtime.accumulate)
+    workers = pick_workers(data.workers, world.device)
+    validation = Part(images.validation, list(range(world.rank, len(images.validation), world.size)))
+    together = max(1, batch_size // world.size)
 
-    def score(scored: nn.Module) -> dict[str, float]:
-        return evaluate(scored, validation_batches(recipe, model, images), task.metric())
-
-    def keep(kept: nn.Module, path: Path, scores: dict[str, float]) -> None:
-        _save(kept, model, path, recipe, scores)
+    def keep(state: dict[str, Tensor], path: Path, scores: dict[str, float]) -> None:
+        _save(state, model, path, recipe, scores)
 
     return Plan(
-        loader=lambda first: train_loader(
-            samples, StepSampler(len(images.train), batch_size, seed, first, last), workers_of(recipe)
+        samples=len(images.train),
+        batch_size=batch_size,
+        batches=lambda steps: train_loader(
+            samples, StepSampler(len(images.train), batch_size, seed, steps, share), workers
         ),
-        steps_per_epoch=steps_per_epoch,
-        evaluate=score,
+        validation=lambda: evaluation_batches(validation, preprocessing, batch_size=together, workers=workers),
+        validation_count=-(-len(images.validation) // (together * world.size)),
+        blank=torch.zeros(1, data.channels, *preprocessing.size),
+        metric=task.metric,
         save_model=keep,
         score="top1",
     )
 
 
-def validation_batches(recipe: Recipe, model: Classifier, images: Images) -> Iterator[Batch]:
-    """Each validation image once."""
-    assert model.preprocessing is not None
-    data = recipe.data
-    return evaluation_batches(
-        images.validation, model.preprocessing, batch_size=data.batch_size, workers=workers_of(recipe)
-    )
-
-
-def workers_of(recipe: Recipe) -> int:
-    """Loader processes of a recipe on this machine."""
-    return pick_workers(recipe.data.workers, pick_device(recipe.runtime.device))
-
-
-def _save(trained: nn.Module, described: Classifier, path: Path, recipe: Recipe, scores: dict[str, Any]) -> None:
-    assert isinstance(trained, Classifier)
-    trained.classes, trained.preprocessing = described.classes, described.preprocessing
+def _save(state: dict[str, Tensor], described: Classifier, path: Path, recipe: Recipe, scores: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = Classifier(described.config)
+    model.load_state_dict(state, assign=True)
+    model.classes, model.preprocessing = described.classes, described.preprocessing
     provenance = {
         "source": f"davit train {recipe.name}",
         "init": recipe.model.init,
         "scores": scores,
         "command": shlex.join(sys.argv),
     }
-    save(trained, path, provenance=provenance)
+    save(model, path, provenance=provenance)
 
 
 def _finish(
-    recipe: Recipe,
-    folder: Path,
-    trainer: Trainer,
-    task: ClassificationTask,
-    images: Images,
-    history: list[dict[str, Any]],
-) -> RunResult:
-    model = trainer.final_model
+    recipe: Recipe, folder: Path, trainer: Trainer, images: Images, history: list[dict[str, Any]]
+) -> RunResult | None:
+    scores, metric = trainer.evaluate()
+    trainer.save_model(MODEL, scores)
+    if not trainer.world.first:
+        return None
+    model = load(folder / MODEL)
     assert isinstance(model, Classifier)
-    metric = task.metric()
-    scores = evaluate(model, validation_batches(recipe, model, images), metric)
+    assert isinstance(metric, ClassificationMetric)
     config, size = model.config, recipe.data.image_size
     seconds = trainer.progress["seconds"]
     metrics: dict[str, Any] = scores | {
         "seconds": round(seconds, 2),
         "steps": trainer.total,
-        "images_per_second": round(trainer.total * recipe.data.batch_size / max(seconds, 1e-9), 2),
+        "images_per_second": round(trainer.total * trainer.plan.batch_size / max(seconds, 1e-9), 2),
         "parameters": count_parameters(config.backbone, config.num_classes),
         "macs": count_macs(config.backbone, size, size, config.num_classes),
+        "processes": trainer.world.size,
         "skipped_steps": trainer.progress["skipped"],
         "unreadable_samples": trainer.progress.get("unreadable", 0),
         "best": trainer.progress["best"],
     }
-    _save(model, model, folder / MODEL, recipe, scores)
     write_json(folder / "metrics.json", metrics)
-    finished = load(folder / MODEL)
-    assert isinstance(finished, Classifier)
     return RunResult(
-        recipe=recipe,
-        folder=folder,
-        model=finished,
-        metrics=metrics,
-        history=history,
-        metric=metric,
-        images=images,
+        recipe=recipe, folder=folder, model=model, metrics=metrics, history=history, metric=metric, images=images
     )
 
 
@@ -229,4 +221,5 @@ def processor() -> str:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write readable JSON."""
-    path.write_text(json.dumps(values, indent=1) + "\n")
+    with atomic_write(path) as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")

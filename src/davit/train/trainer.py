@@ -1,207 +1,225 @@
 """The one training loop. It is step-based, and everything a step does follows from the recipe and the step's number."""
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
-from davit.seeding import seed_everything
+from davit.evaluation.accuracy import DivergedError
 from davit.structures import Batch
-from davit.train.checkpoint import ResumePoint, flatten_optimizer, restore_optimizer, save_point
+from davit.train.checkpoint import ResumePoint, read_tensors, require_space, save_point, stored_names
 from davit.train.device import pick_device, pick_precision
-from davit.train.ema import average_of
+from davit.train.distributed import World
+from davit.train.feed import Feed
 from davit.train.log import RunLog, Window
-from davit.train.optimizer import make_optimizer, set_rate
+from davit.train.parallel import whole_state
+from davit.train.plan import Metric, Plan
 from davit.train.recipe import Recipe
 from davit.train.schedule import rate_at
+from davit.train.scoring import score
+from davit.train.step import Stepper, Task
 from davit.train.stop import StopRequest, TrainingStoppedError
 
-STEP_STREAM = 1  # separates the randomness of steps from that of samples
 SKIPS_ALLOWED = 10
 FAULTS_ALLOWED = 100
+FAILED_SAVES_ALLOWED = 3
 RECORD_EVERY = 50
-
-
-class Task(Protocol):
-    """A loss."""
-
-    def losses(self, model: Callable[..., Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Return the parts of the loss by name."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the recipe was built into.
-
-    Attributes:
-        loader: makes the batches of the steps from a first one on.
-        steps_per_epoch: steps in an epoch.
-        evaluate: scores a model.
-        save_model: writes the weights file of a model, with its scores.
-        score: key of the metric that chooses the best model.
-    """
-
-    loader: Callable[[int], DataLoader[Batch]]
-    steps_per_epoch: int
-    evaluate: Callable[[nn.Module], dict[str, float]]
-    save_model: Callable[[nn.Module, Path, dict[str, float]], None]
-    score: str
 
 
 class Trainer:
     """Trains one model by one recipe in one run folder."""
 
-    def __init__(self, recipe: Recipe, model: nn.Module, task: Task, plan: Plan, folder: Path) -> None:
-        """Prepare; `run` does the work."""
-        runtime = recipe.runtime
-        self.recipe, self.task, self.plan, self.folder = recipe, task, plan, folder
-        self.device = pick_device(runtime.device)
-        self.model = model.to(self.device)
-        self.average = average_of(self.model, runtime.ema) if runtime.ema else None
-        self.optimizer = make_optimizer(self.model, recipe.optimizer)
-        self.precision = pick_precision(runtime.precision, self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-        self.total = recipe.schedule.total_epochs * plan.steps_per_epoch
+    def __init__(
+        self, recipe: Recipe, model: nn.Module, task: Task, plan: Plan, folder: Path, world: World | None = None
+    ) -> None:
+        """Prepare; `run` does the work. A model that is to be sharded comes sharded."""
+        self.world = world or World(device=pick_device(recipe.runtime.device))
+        self.recipe, self.plan, self.folder = recipe, plan, folder
+        self.model = model.to(self.world.device)
+        precision = pick_precision(recipe.runtime.precision, self.world.device)
+        self.stepper = Stepper(recipe, self.model, task, self.world, plan.batch_size, precision)
+        self.total = plan.steps(recipe.schedule.total_epochs)
         self.progress: dict[str, Any] = {"skipped": 0, "skipped_in_a_row": 0, "seconds": 0.0, "best": None}
         self.first_step = 0
-
-    @property
-    def final_model(self) -> nn.Module:
-        """The model that is evaluated and saved: the average, where there is one."""
-        return self.average.module if self.average else self.model
+        self.window = Window()
+        self.stop = StopRequest()
 
     def resume(self, point: ResumePoint) -> None:
-        """Take up where `point` was saved."""
-        self.model.load_state_dict(point.tensors["model"])
-        restore_optimizer(self.optimizer, point.tensors["optimizer"])
-        if self.average:
-            self.average.load_state_dict(point.tensors["average"])
-        self.scaler.load_state_dict(point.progress.pop("scaler", {}))
-        self.progress = point.progress
-        self.first_step = point.step
+        """Take up where `point` was saved.
 
-    def run(self) -> list[dict[str, Any]]:
+        Raises:
+            ValueError: it holds other tensors than this run.
+        """
+        read_tensors(point, self.stepper.tensors(stored_names(point)), self.world)
+        progress = dict(point.progress)
+        self.stepper.resume(progress.pop("stepper"))
+        self.window = Window(progress.pop("window"))
+        self.progress, self.first_step = progress, point.step
+
+    def run(self, stop: StopRequest | None = None) -> list[dict[str, Any]]:
         """Train to the end and return the records of all steps, earlier sessions' included.
+
+        Args:
+            stop: notes signals already; without it they are noted from here on.
 
         Raises:
             TrainingStoppedError: SIGTERM or SIGINT came; the run was saved first.
-            ValueError: ten steps in a row gave no finite loss or gradient.
+            DivergedError: ten steps in a row gave no finite loss or gradient.
+            ValueError: too many samples are unreadable.
+            OSError: the disk cannot hold two resume folders, or three saves in a row failed.
         """
-        log = RunLog(self.folder, self.first_step, self.total, self.recipe.data.batch_size)
+        self.world.once(lambda: require_space(self.folder, self.stepper.tensors(), self.world))
+        log = RunLog(
+            self.folder,
+            self.first_step,
+            self.total,
+            self.plan.batch_size,
+            quiet=not self.world.first,
+            board=self.recipe.runtime.tensorboard,
+        )
         try:
-            with StopRequest() as stop:
-                self._loop(log, stop)
+            with nullcontext(stop) if stop else self.stop as self.stop:
+                self._loop(log)
         finally:
             log.close()
         return log.history
 
-    def _loop(self, log: RunLog, stop: StopRequest) -> None:
-        started = last_save = time.monotonic()
-        before = self.progress["seconds"]
-        batches = iter(self.plan.loader(self.first_step))
-        forward = torch.compile(self.model) if self.recipe.runtime.compile else self.model
-        window = Window()
+    def evaluate(self) -> tuple[dict[str, float], Metric]:
+        """Score the averaged weights, or the weights where there is no average, on all processes together.
+
+        Raises:
+            TrainingStoppedError: SIGTERM or SIGINT came meanwhile.
+        """
+        average = self.stepper.average
+        with average.in_place() if average else nullcontext():
+            return score(self.model, self.plan, self.world, self.stop)
+
+    def save_model(self, name: str, scores: dict[str, Any]) -> None:
+        """Write the weights that are evaluated into a file of the run folder."""
+        state = whole_state(self.stepper.evaluated().items(), self.world)
+        self.world.once(lambda: self.plan.save_model(state or {}, self.folder / name, scores))
+
+    def _loop(self, log: RunLog) -> None:
+        clock = _Clock(self.progress["seconds"])
+        if self.first_step < self.total and self.world.any(self.stop.requested):
+            self._stop(self.first_step, log)
+        if self.progress.pop("evaluation_is_due", False):
+            self._evaluate(self.first_step, log)
+        feed = Feed(self.plan, range(self.first_step, self.total), len(self.stepper.rows), log.say)
         for step in range(self.first_step, self.total):
-            batch = window.wait_for(batches).to(self.device)
-            self._note_faults(batch, log)
-            seed_everything(self.recipe.runtime.seed, STEP_STREAM, step)  # drop path and mixing
-            window.add(self._step(forward, batch, step, log), len(batch.images))
+            overdue = clock.since_save() > 60 * self.recipe.runtime.save_minutes
+            stop, overdue = self._step(feed, step, overdue, log)
             log.step()
             done = step + 1
-            self.progress["seconds"] = before + time.monotonic() - started
-            if done % min(RECORD_EVERY, self.plan.steps_per_epoch) == 0 or done == self.total:
-                log.record(self._summary(done, window))
-                window = Window()
+            self.progress["seconds"] = clock.total()
+            if done % self._record_every() == 0 or done == self.total:
+                log.record(self._summary(done))
+                self.window = Window()
+            if stop:
+                self.progress["evaluation_is_due"] = self._evaluation_is_due(done)
+                self._stop(done, log)
             if self._evaluation_is_due(done):
                 self._evaluate(done, log)
-            overdue = time.monotonic() - last_save > 60 * self.recipe.runtime.save_minutes
-            if stop.requested or overdue or done == self.total:
+            if overdue or done == self.total:
                 self._save(done, log, last=done == self.total)
-                last_save = time.monotonic()
-            if stop.requested and done < self.total:
-                raise TrainingStoppedError(f"stopped after step {done} of {self.total}; run the same command to go on")
+                clock.saved()
 
-    def _step(self, forward: Callable[..., Tensor], batch: Batch, step: int, log: RunLog) -> float:
-        """One update; a loss or gradient that is not finite leaves weights, moments and average as they were."""
-        config = self.recipe.optimizer
-        self.model.train()
-        set_rate(self.optimizer, config.learning_rate * self._rate(step))
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            loss = torch.stack(list(self.task.losses(forward, batch).values())).sum()
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
-        finite = bool(torch.isfinite(loss.detach() + norm))
-        if finite:
-            self.scaler.step(self.optimizer)
-            if self.average:
-                self.average.update_parameters(self.model)
-            self.progress["skipped_in_a_row"] = 0
+    def _step(self, feed: Feed, step: int, overdue: bool, log: RunLog) -> tuple[bool, bool]:
+        """One update, or none, on all processes alike; return whether to stop, and whether to save."""
+        epoch = self.plan.epochs(step)
+        seen: list[Batch] = []
+        loss, finite = self.stepper.gradients(
+            feed.batches(self.window, seen),
+            step,
+            self._rate(step),
+            frozen=epoch < self.recipe.optimizer.frozen_epochs,
+        )
+        faults = [fault for batch in seen for fault in batch.faults]
+        for fault in faults:
+            log.say(f"replaced by another sample: {fault}")
+        flags = [loss / self.world.size, not finite, self.stop.requested, overdue and self.world.first, len(faults)]
+        agreed = self.world.sum(torch.tensor(flags, dtype=torch.float64)).tolist()
+        if agreed[1]:
+            self._skip(step, seen, finite=finite, log=log)
         else:
-            self._skipped(step, batch, log)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return loss.item()
+            self.stepper.update()
+            self.progress["skipped_in_a_row"] = 0
+        self.window.add(agreed[0], self.plan.batch_size)
+        self._count_faults(int(agreed[4]))
+        return bool(agreed[2]), bool(agreed[3])
 
-    def _skipped(self, step: int, batch: Batch, log: RunLog) -> None:
+    def _skip(self, step: int, seen: list[Batch], *, finite: bool, log: RunLog) -> None:
+        self.stepper.clear()
         self.progress["skipped"] += 1
         self.progress["skipped_in_a_row"] += 1
-        log.say(f"step {step}: loss or gradient is not finite, step skipped; samples {list(batch.ids)}")
-        if self.precision != torch.float16 and self.progress["skipped_in_a_row"] >= SKIPS_ALLOWED:
-            raise ValueError(
+        mine: list[int] = [] if finite else [index for batch in seen for index in batch.ids]
+        ids = [index for theirs in self.world.gather(mine) for index in theirs]
+        if self.world.first:
+            log.say(f"step {step}: loss or gradient is not finite, step skipped; samples {ids}")
+        if self.stepper.precision != torch.float16 and self.progress["skipped_in_a_row"] >= SKIPS_ALLOWED:
+            raise DivergedError(
                 f"{SKIPS_ALLOWED} steps in a row up to step {step} gave no finite loss or gradient: lower "
                 "optimizer.learning_rate, or set runtime.precision=fp32; the last checkpoint is kept"
             )
 
-    def _note_faults(self, batch: Batch, log: RunLog) -> None:
-        """Name files that were replaced, and stop when a data set loses more than it may."""
-        for fault in batch.faults:
-            self.progress["unreadable"] = self.progress.get("unreadable", 0) + 1
-            log.say(f"replaced by another sample: {fault}")
-        allowed = max(FAULTS_ALLOWED, self.total * self.recipe.data.batch_size // 1000)
-        if batch.faults and self.progress["unreadable"] > allowed:
+    def _count_faults(self, faults: int) -> None:
+        """Stop when a data set loses more samples than it may."""
+        if not faults:
+            return
+        self.progress["unreadable"] = self.progress.get("unreadable", 0) + faults
+        allowed = max(FAULTS_ALLOWED, self.total * self.plan.batch_size // 1000)
+        if self.progress["unreadable"] > allowed:
             raise ValueError(
                 f"{self.progress['unreadable']} samples could not be read, more than {allowed}; mend the data"
             )
 
     def _rate(self, step: int) -> float:
-        return rate_at(self.recipe.schedule, step, self.plan.steps_per_epoch)
+        share = rate_at(self.recipe.schedule, step, self.plan.samples / self.plan.batch_size)
+        return self.recipe.optimizer.learning_rate * share
 
-    def _summary(self, done: int, window: "Window") -> dict[str, Any]:
-        epoch = round(done / self.plan.steps_per_epoch, 3)
-        rate = self.recipe.optimizer.learning_rate * self._rate(done - 1)
-        record = {"step": done, "epoch": epoch, "learning_rate": rate} | window.summary()
+    def _record_every(self) -> int:
+        return min(RECORD_EVERY, max(1, self.plan.samples // self.plan.batch_size))
+
+    def _summary(self, done: int) -> dict[str, Any]:
+        record = {"step": done, "epoch": round(self.plan.epochs(done), 3), "learning_rate": self._rate(done - 1)}
+        record |= self.window.summary()
         return record | ({"skipped": self.progress["skipped"]} if self.progress["skipped"] else {})
 
     def _evaluation_is_due(self, done: int) -> bool:
-        epoch, rest = divmod(done, self.plan.steps_per_epoch)
-        return done == self.total or (rest == 0 and epoch % self.recipe.runtime.evaluate_every == 0)
+        every = self.recipe.runtime.evaluate_every
+        return done == self.total or self.plan.epochs(done) // every > self.plan.epochs(done - 1) // every
 
     def _evaluate(self, done: int, log: RunLog) -> None:
-        scores = self.plan.evaluate(self.final_model)
-        log.record({"step": done, "epoch": round(done / self.plan.steps_per_epoch, 3)} | scores)
+        try:
+            scores, _ = self.evaluate()
+        except TrainingStoppedError:
+            self.progress["evaluation_is_due"] = True
+            self._stop(done, log)
+        log.record({"step": done, "epoch": round(self.plan.epochs(done), 3)} | scores)
         best = self.progress["best"]
         if best is None or scores[self.plan.score] > best[self.plan.score]:
             self.progress["best"] = scores | {"step": done}
-            self._try(lambda: self.plan.save_model(self.final_model, self.folder / "best.safetensors", scores), log)
+            self._try(lambda: self.save_model("best.safetensors", scores), log)
+
+    def _stop(self, done: int, log: RunLog) -> NoReturn:
+        self._save(done, log, last=True)
+        raise TrainingStoppedError(f"stopped after step {done} of {self.total}; run the same command to go on")
 
     def _save(self, done: int, log: RunLog, *, last: bool) -> None:
-        tensors = {"model": self.model.state_dict(), "optimizer": flatten_optimizer(self.optimizer)}
-        if self.average:
-            tensors["average"] = self.average.state_dict()
-        progress = self.progress | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
-        point = ResumePoint(step=done, tensors=tensors, progress=progress)
+        progress = self.progress | {"stepper": self.stepper.progress(), "window": self.window.state()}
+        progress |= {"seed": self.recipe.runtime.seed, "position": done * self.plan.batch_size}
+
+        def save() -> None:
+            save_point(self.folder, done, self.stepper.tensors(), progress, self.world)
+
         if last:
-            save_point(self.folder, point)
+            save()
         else:
-            self._try(lambda: save_point(self.folder, point), log)
+            self._try(save, log)
 
     def _try(self, save: Callable[[], Any], log: RunLog) -> None:
         """Save; a full disk must not end hours of training while the earlier checkpoint is intact."""
@@ -209,8 +227,26 @@ class Trainer:
             save()
         except OSError as error:
             self.progress["failed_saves"] = self.progress.get("failed_saves", 0) + 1
-            log.say(f"{error}; the run goes on")
-            if self.progress["failed_saves"] >= 3:
+            if self.world.first:
+                log.say(f"{error}; the run goes on")
+            if self.progress["failed_saves"] >= FAILED_SAVES_ALLOWED:
                 raise
         else:
             self.progress["failed_saves"] = 0
+
+
+class _Clock:
+    """Seconds of all sessions, and since the last save."""
+
+    def __init__(self, before: float) -> None:
+        self.before = before
+        self.started = self.last_save = time.monotonic()
+
+    def total(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def since_save(self) -> float:
+        return time.monotonic() - self.last_save
+
+    def saved(self) -> None:
+        self.last_save = time.monotonic()

@@ -1,0 +1,144 @@
+"""One step of training: gradients of a batch, over micro-batches and processes, then an update or none."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from davit.data.loader import Share
+from davit.models.blocks import DropPath, DualAttentionBlock
+from davit.models.davit import DaViT
+from davit.seeding import seed_everything
+from davit.structures import Batch
+from davit.train.distributed import World
+from davit.train.ema import Average
+from davit.train.optimizer import make_optimizer, set_rate
+from davit.train.parallel import exchange, replicate, whole
+from davit.train.recipe import Recipe
+
+STEP_STREAM = 1  # separates the randomness of steps from that of samples
+
+
+class Task(Protocol):
+    """A loss."""
+
+    def losses(self, model: Callable[..., Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return the parts of the loss by name, each a mean over the batch."""
+        ...
+
+
+class Stepper:
+    """Holds what a step changes: weights, moments, average, loss scale.
+
+    The update depends on the recipe and the step's number, not on how many processes and micro-batches share the work,
+    but for rounding: randomness is drawn for the whole batch everywhere, and each takes its rows.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model: nn.Module, task: Task, world: World, batch_size: int, precision: torch.dtype
+    ) -> None:
+        """Prepare for a model that is on its device, and sharded if it is to be."""
+        self.recipe, self.model, self.task, self.world, self.batch_size = recipe, model, task, world, batch_size
+        self.precision = precision
+        share = Share(rank=world.rank, size=world.size, accumulate=recipe.runtime.accumulate)
+        self.rows = share.rows(batch_size)
+        self.optimizer = make_optimizer(model, recipe.optimizer)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == torch.float16)
+        self.average = Average(model, recipe.runtime.ema) if recipe.runtime.ema else None
+        self.drop_paths = [module for module in model.modules() if isinstance(module, DropPath)]
+        self.frozen: bool | None = None
+        self.parallel: nn.Module = model
+        self.forward: Callable[..., Tensor] = model
+
+    def gradients(self, batches: Iterator[Batch], step: int, rate: float, *, frozen: bool) -> tuple[float, bool]:
+        """Compute the gradients of a step; return this process's mean loss, and whether all of it is finite."""
+        self._freeze(frozen)
+        self.model.train()
+        set_rate(self.optimizer, rate)
+        total = torch.zeros((), device=self.world.device)
+        for rows in self.rows:
+            batch = next(batches).to(self.world.device)
+            self._place(step, rows.start)
+            with exchange(self.parallel, rows is self.rows[-1]):
+                with torch.autocast(self.world.device.type, self.precision, enabled=self.precision != torch.float32):
+                    parts = self.task.losses(self.forward, batch)
+                    loss = torch.stack(list(parts.values())).sum() / len(self.rows)
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm or math.inf)
+        loss_value, norm_value = torch.stack([total, whole(norm).to(total)]).tolist()
+        return loss_value, math.isfinite(loss_value) and math.isfinite(norm_value)
+
+    def update(self) -> None:
+        """Apply the gradients."""
+        self.scaler.step(self.optimizer)
+        if self.average:
+            self.average.update()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gradients; weights, moments and average stay as they are."""
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+    def tensors(self, stored: set[str] | None = None) -> dict[str, Tensor]:
+        """Everything to save or to read into, by name; `stored` makes room for the moments that it names."""
+        tensors = {f"model.{name}": parameter.detach() for name, parameter in self.model.named_parameters()}
+        saved = self.model.state_dict().keys()
+        tensors |= {f"model.{name}": buffer for name, buffer in self.model.named_buffers() if name in saved}
+        if self.average:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
+        for name, parameter in self.model.named_parameters():
+            if stored and f"optimizer.{name}.step" in stored:
+                self.optimizer.state[parameter] = _no_moments(parameter)
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value if value.ndim else value.view(1)
+        return tensors
+
+    def evaluated(self) -> dict[str, Tensor]:
+        """The state dict that is scored and published: averages where there are any, weights elsewhere."""
+        return self.model.state_dict() | (self.average.tensors if self.average else {})
+
+    def progress(self) -> dict[str, Any]:
+        """The numbers that belong to the tensors."""
+        values: dict[str, Any] = {"averaged": self.average.updates} if self.average else {}
+        return values | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
+
+    def resume(self, progress: dict[str, Any]) -> None:
+        """Take up the numbers; the tensors were read in place."""
+        if self.average:
+            self.average.updates = progress["averaged"]
+        self.scaler.load_state_dict(progress.get("scaler", {}))
+
+    def _place(self, step: int, first: int) -> None:
+        seed_everything(self.recipe.runtime.seed, STEP_STREAM, step)  # drop path and mixing
+        for drop_path in self.drop_paths:
+            drop_path.place(first, self.batch_size)
+
+    def _freeze(self, frozen: bool) -> None:
+        """Freeze or free the backbone; what is wrapped around a model depends on which weights learn."""
+        if frozen == self.frozen:
+            return
+        self.frozen = frozen
+        for module in self.model.modules():
+            if isinstance(module, DaViT):
+                module.requires_grad_(not frozen)
+        self.forward = self.parallel = replicate(self.model, self.world)
+        if not self.recipe.runtime.compile:
+            return
+        if isinstance(self.model, FSDPModule):
+            for module in self.model.modules():
+                if isinstance(module, DualAttentionBlock):
+                    module.compile()
+        else:
+            self.forward = torch.compile(self.parallel)
+
+
+def _no_moments(parameter: Tensor) -> dict[str, Tensor]:
+    """The state of AdamW before its first step."""
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}

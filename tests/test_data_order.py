@@ -1,0 +1,84 @@
+"""What is seen, in which order, with which pixels: the same for any number of workers, processes and restarts."""
+
+import hashlib
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from PIL import Image
+
+from davit.data.digits import Digits
+from davit.data.loader import Part, Share, StepSampler, TrainSamples, train_loader
+from davit.data.transforms import Augmentation, TrainTransform
+from davit.preprocessing import Preprocessing
+from davit.tasks.classification import ClassificationTask
+from davit.train.build import Images, build_model
+from davit.train.distributed import World
+from davit.train.run import make_plan
+from runs import tiny_recipe
+
+PREPROCESSING = Preprocessing(size=(16, 16), mean=(0.5,), std=(0.5,))
+
+
+@pytest.mark.parametrize("restarts", [(), (3,), (1, 4, 7)])
+def test_workers_processes_and_restarts_give_the_same_pixels(restarts):
+    images = Part(Digits("test"), list(range(30)))
+    samples = TrainSamples(images, TrainTransform(Augmentation(erasing=0.5), PREPROCESSING), seed=7)
+    steps = 10  # 80 positions, 2.7 epochs
+
+    def digest(workers: int, size: int) -> list[tuple[tuple[int, ...], str]]:
+        """Samples and pixels of each step."""
+        starts = [0, *restarts]
+        parts: list[list] = [[] for _ in range(steps)]
+        for rank in range(size):
+            for start, end in zip(starts, [*restarts, steps], strict=True):
+                sampler = StepSampler(30, 8, 7, range(start, end), Share(rank=rank, size=size))
+                for step, batch in zip(range(start, end), train_loader(samples, sampler, workers), strict=True):
+                    parts[step].append((batch.ids, batch.images))
+        seen = []
+        for step in parts:
+            ids = tuple(i for theirs, _ in step for i in theirs)
+            pixels = torch.cat([images for _, images in step])
+            seen.append((ids, hashlib.sha256(pixels.numpy().tobytes()).hexdigest()))
+        return seen
+
+    expected = digest(0, 1)
+    assert len({pixels for _, pixels in expected}) == steps
+    for workers, size in [(1, 1), (4, 1), (0, 2), (0, 4), (1, 2)]:
+        assert digest(workers, size) == expected, (workers, size)
+
+
+class Blanks:
+    """So many grey pictures."""
+
+    classes = ("a", "b")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.new("L", (2, 2), index % 256), index % 2
+
+
+def test_evaluation_counts_each_image_once():
+    recipe = tiny_recipe(data__workers="0", data__image_size="2")
+    model = build_model(recipe, ("a", "b"))
+    task = ClassificationTask(recipe.task, 2)
+    cases = [*product(range(1, 34), range(1, 5), range(1, 6)), (2000, 3, 128), (2000, 4, 100)]
+    for count, size, batch in cases:
+        here = replace(recipe, data=replace(recipe.data, batch_size=batch * size))
+        images = Images(Blanks(max(count, batch * size)), Blanks(count))
+        seen, most = [], 0
+        for rank in range(size):
+            plan = make_plan(here, model, task, images, World(rank=rank, size=size))
+            batches = list(plan.validation())
+            seen += [float(b.images.sum()) for b in batches for _ in b.targets]
+            most = max(most, len(batches))
+            mine = [int(t) for b in batches for t in b.targets]
+            assert len(mine) == len(range(rank, count, size))
+        assert len(seen) == count
+        assert plan.validation_count == most  # what the smaller shares fill up to

@@ -1,0 +1,110 @@
+"""Several processes: the same run as one, to the rounding; the same resume, to the bit; one fate for all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+MIXED = {"data.batch_size": "48", "task.mixup": "0.8", "task.cutmix": "1.0", "runtime.evaluate_every": "1"}
+
+
+def launch(folder: Path, processes: int, scenarios: list[dict]) -> list[dict]:
+    """Play scenarios on so many processes; return what each saw."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*start, str(WORKER), str(folder), json.dumps(scenarios)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+def scenario(name: str, folder: str | None = None, **rest) -> dict:
+    settings = MIXED | {key.replace("__", "."): value for key, value in rest.items() if "__" in key}
+    others = {key: value for key, value in rest.items() if "__" not in key}
+    return {"name": name, "folder": folder or name, "settings": settings} | others
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict:
+    return launch(tmp_path_factory.mktemp("alone"), 1, [scenario("plain"), scenario("parts", runtime__accumulate="3")])[
+        0
+    ]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> tuple[Path, list[dict]]:
+    folder = tmp_path_factory.mktemp("two")
+    fsdp = {"runtime__parallel": "fsdp"}
+    scenarios = [
+        scenario("ddp"),
+        scenario("ddp-parts", runtime__accumulate="2"),
+        scenario("fsdp", **fsdp),
+        scenario("fsdp-parts", runtime__accumulate="4", data__workers="1", **fsdp),
+        scenario("ddp-first", "ddp-again", stop_before=9, rank=1, runtime__accumulate="2"),
+        scenario("ddp-second", "ddp-again", runtime__accumulate="2"),
+        scenario("fsdp-first", "fsdp-again", stop_before=9, rank=0, **fsdp),
+        scenario("fsdp-second", "fsdp-again", **fsdp),
+        scenario("fsdp-third", "fsdp-other", stop_before=9, rank=1, **fsdp),
+        scenario("poisoned", poison=[5, 6], rank=1),
+        scenario("poisoned-fsdp", poison=[5, 6], rank=0, **fsdp),
+        scenario("frozen", optimizer__frozen_epochs="0.2"),
+        scenario("frozen-fsdp", optimizer__frozen_epochs="0.2", **fsdp),
+    ]
+    return folder, launch(folder, 2, scenarios)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "ddp-parts", "fsdp", "fsdp-parts"])
+def test_processes_and_micro_batches_change_nothing_but_rounding(alone, two, name):
+    """Mixup, cutmix, drop path and clipping are on; 20 steps."""
+    for seen in two[1]:
+        assert seen[name]["losses"] == pytest.approx(alone["plain"]["losses"], rel=1e-6)
+    assert alone["parts"]["losses"] == pytest.approx(alone["plain"]["losses"], rel=1e-6)
+    shares = [[tuple(b) for b in seen[name]["ids"]] for seen in two[1]]
+    parts = len(shares[0]) // 20
+    for step, batch in enumerate(alone["plain"]["ids"]):
+        ids = [i for share in shares for part in share[step * parts : (step + 1) * parts] for i in part]
+        assert ids == batch  # the same samples in the same order, whoever computes them
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_resume_on_two_processes_is_exact(two, kind):
+    whole = "ddp-parts" if kind == "ddp" else "fsdp"
+    for seen in two[1]:
+        assert "stopped after step 10 of 20" in seen[f"{kind}-first"]["stopped"]  # on both, one had the signal
+        assert seen[f"{kind}-first"]["losses"] + seen[f"{kind}-second"]["losses"] == seen[whole]["losses"]
+        assert seen[f"{kind}-second"]["digest"] == seen[whole]["digest"]
+        assert seen[f"{kind}-second"]["best"] == seen[whole]["best"]
+
+
+@pytest.mark.slow
+def test_shards_of_two_processes_resume_on_one(two):
+    folder, seen = two
+    assert seen[0]["fsdp"]["shards"] != [] == seen[0]["ddp"]["shards"]
+    one = launch(folder, 1, [scenario("one", "fsdp-other"), scenario("one-of-ddp", "ddp-again")])[0]
+    assert one["one"]["losses"] == pytest.approx(seen[0]["fsdp"]["losses"][10:], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["poisoned", "poisoned-fsdp"])
+def test_a_step_that_is_not_finite_on_one_process_is_skipped_on_all(two, name):
+    first, second = (seen[name] for seen in two[1])
+    assert first["skipped"] == second["skipped"] == 2
+    assert first["digest"] == second["digest"]
+    assert first["losses"][:5] == two[1][0][name.replace("poisoned", "ddp").replace("ddp-", "")]["losses"][:5]
+
+
+@pytest.mark.slow
+def test_freezing_is_the_same_sharded(two):
+    first, second = two[1][0]["frozen"], two[1][0]["frozen-fsdp"]
+    assert first["losses"] == pytest.approx(second["losses"], rel=1e-6)
+    assert first["losses"] != two[1][0]["ddp"]["losses"]
