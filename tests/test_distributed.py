@@ -55,6 +55,9 @@ def two(tmp_path_factory) -> tuple[Path, list[dict]]:
         scenario("fsdp-third", "fsdp-other", stop_before=9, rank=1, **fsdp),
         scenario("poisoned", poison=[5, 6], rank=1),
         scenario("poisoned-fsdp", poison=[5, 6], rank=0, **fsdp),
+        scenario("fsdp-bf16", runtime__precision="bf16", **fsdp),
+        scenario("ddp-bf16", runtime__precision="bf16"),
+        scenario("fsdp-recomputed", model__backbone__gradient_checkpointing="true", **fsdp),
         scenario("frozen", optimizer__frozen_epochs="0.2"),
         scenario("frozen-fsdp", optimizer__frozen_epochs="0.2", **fsdp),
     ]
@@ -62,7 +65,7 @@ def two(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "ddp-parts", "fsdp", "fsdp-parts"])
+@pytest.mark.parametrize("name", ["ddp", "ddp-parts", "fsdp", "fsdp-parts", "fsdp-recomputed"])
 def test_processes_and_micro_batches_change_nothing_but_rounding(alone, two, name):
     """Mixup, cutmix, drop path and clipping are on; 20 steps."""
     for seen in two[1]:
@@ -101,6 +104,45 @@ def test_a_step_that_is_not_finite_on_one_process_is_skipped_on_all(two, name):
     assert first["skipped"] == second["skipped"] == 2
     assert first["digest"] == second["digest"]
     assert first["losses"][:5] == two[1][0][name.replace("poisoned", "ddp").replace("ddp-", "")]["losses"][:5]
+
+
+@pytest.mark.slow
+def test_mixed_precision_stays_near(two):
+    for kind in ("ddp", "fsdp"):
+        assert two[1][0][f"{kind}-bf16"]["losses"] == pytest.approx(two[1][0]["ddp"]["losses"], rel=0.03)
+        assert two[1][0][f"{kind}-bf16"]["losses"] != two[1][0]["ddp"]["losses"]
+
+
+@pytest.mark.slow
+def test_no_process_ever_holds_all_weights(tmp_path):
+    """Half of davit_large, 751 MiB in fp32, and a module at a time."""
+    script = tmp_path / "memory.py"
+    script.write_text("""
+import resource, sys
+from dataclasses import replace
+from davit.recipes import make_recipe
+from davit.train.build import build_model
+from davit.train.distributed import joined
+recipe = make_recipe("imagenet.davit_large")
+recipe = replace(recipe, runtime=replace(recipe.runtime, parallel="fsdp", precision="fp32"))
+small = replace(recipe, model=replace(recipe.model, backbone=make_recipe("imagenet.davit_tiny").model.backbone))
+with joined(recipe.runtime) as world:
+    build_model(small, ("a", "b"), world)  # what is imported and cached on the way does not count
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = build_model(recipe, tuple(map(str, range(1000))), world)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    mine = sum(p.to_local().numel() for p in model.parameters())
+    assert abs(mine / sum(p.numel() for p in model.parameters()) - 0.5) < 0.01
+    print("grown by", round((after - before) / 1024))
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    grown = [int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("grown by")]
+    assert len(grown) == 2
+    assert max(grown) < 0.7 * 751
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def finished_run(tmp_path: Path, images: int) -> RunResult:
     metric = ClassificationMetric(3)
     scores = evaluate(model, evaluation_batches(found.validation, model.preprocessing, batch_size=8, workers=0), metric)
     more = {"seconds": 1.0, "images_per_second": 5.0, "parameters": 1, "macs": 1, "steps": 3}
-    metrics = scores | more | {"skipped_steps": 2, "unreadable_samples": 7}
+    metrics = scores | more | {"skipped_steps": 2, "unreadable_samples": 7, "replaced_files": ["red/3.png: cut short"]}
     write_json(tmp_path / "environment.json", {"torch": "9.9", "gpus": []})
     return RunResult(
         recipe=recipe, folder=tmp_path, model=model, metrics=metrics, history=[], metric=metric, images=found

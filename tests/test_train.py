@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,10 @@ import pytest
 import torch
 
 import davit
+import davit.train.trainer as trainer_module
 from davit.data.digits import Digits
+from davit.decoding import ImageError
+from davit.explain.run_report import write_run_report
 from davit.recipes import make_recipe
 from davit.records import assign, from_json, to_json
 from davit.train.checkpoint import latest_point
@@ -195,6 +199,45 @@ def test_finetune_learns_colours_from_a_folder_and_from_a_checkpoint(tmp_path):
     assert torch.equal(model.head.weight[1:], result.model.head.weight)  # rows follow the class names
     with pytest.raises(ValueError, match=r"takes 3 channels, data\.channels is 1"):
         build_model(assign(second, "data.channels", "1"), ("a", "b"))
+
+
+def small_finetune(root: Path, **settings: str) -> Recipe:
+    recipe = make_recipe("finetune", "davit_pico")
+    recipe = replace(recipe, model=replace(recipe.model, backbone=replace(TINY, in_channels=3)))
+    given = {
+        "data.root": str(root), "data.image_size": "24", "data.batch_size": "6", "data.workers": "0",
+        "schedule.epochs": "3", "schedule.warmup_epochs": "1", "data.augmentation.rand_augment": "",
+    }  # fmt: skip
+    for path, text in (given | {key.replace("__", "."): value for key, value in settings.items()}).items():
+        recipe = assign(recipe, path, text)
+    return recipe
+
+
+def test_bad_files_are_replaced_named_and_bounded(tmp_path, monkeypatch, capsys):
+    root = colour_folder(tmp_path / "data" / "train").parent
+    colour_folder(root / "val")
+    (root / "train" / "red" / "3.png").write_bytes(b"not an image")
+    first = run(small_finetune(root), tmp_path / "first")
+    assert first.metrics["unreadable_samples"] == 3  # once an epoch
+    assert len(first.metrics["replaced_files"]) == 1
+    assert "3.png" in first.metrics["replaced_files"][0]
+    assert "3.png" in write_run_report(first).read_text()
+    assert "replaced by another sample" in capsys.readouterr().err
+    again = run(small_finetune(root, data__workers="1"), tmp_path / "again")
+    assert states_equal(first.model.state_dict(), again.model.state_dict())
+    monkeypatch.setattr(trainer_module, "FAULTS_ALLOWED", 1)
+    with pytest.raises(ValueError, match="2 samples could not be read, more than 1; mend the data"):
+        run(small_finetune(root), tmp_path / "third")
+    (root / "val" / "red" / "3.png").write_bytes(b"not an image")
+    with pytest.raises(ImageError, match=r"3\.png"):  # evaluation never replaces
+        run(small_finetune(root), tmp_path / "fourth")
+
+
+def test_a_disk_that_cannot_hold_two_resume_folders_is_refused_at_the_start(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=500_000))
+    with pytest.raises(OSError, match=r"two resume folders of 0\.00 GB must fit: make space or choose another --out"):
+        make_trainer(tiny_recipe(), tmp_path / "run").run()
 
 
 def test_validation_classes_are_matched_by_name(tmp_path):

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             return 1
-        print(f"davit {verb}: error: {error}", file=sys.stderr)
+        print(f"davit {verb}: error: {_plain(error)}", file=sys.stderr)
         return 1 if isinstance(error, ConnectionError) else 2
     except RuntimeError as error:
         if "DataLoader" not in str(error):
@@ -47,6 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"davit {verb}: interrupted", file=sys.stderr)
         return 130
+
+
+def _plain(error: Exception) -> str:
+    """What went wrong, without the traceback that a loader's process wraps around it."""
+    text = str(error)
+    return text.rstrip().splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
 
 
 def _help() -> str:

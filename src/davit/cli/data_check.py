@@ -78,9 +78,9 @@ def _check(root: str, verify: Path | None, quick: bool, workers: int) -> "CheckR
 
 
 def _write(root: str, target: Path) -> None:
+    from davit.atomic import atomic_write
     from davit.cli.progress import Progress
     from davit.data.manifest import files_under, manifest_lines
-    from davit.weights.atomic import atomic_write
 
     folder = _folder(root)
     if target.exists():

@@ -57,10 +57,10 @@ def main(arguments: list[str]) -> int:
 def _index(
     tars: dict[str, Sequence[Path]], classes: Sequence[str] | None, skip: bool
 ) -> "tuple[dict[str, ShardPart], list[str]]":
+    from davit.atomic import atomic_write
     from davit.cli.progress import Progress
     from davit.data.shard_index import INDEX, index_json
     from davit.data.shard_scan import scan_shards
-    from davit.weights.atomic import atomic_write
 
     root = _common_folder([tar for part in tars.values() for tar in part])
     if (root / INDEX).exists():

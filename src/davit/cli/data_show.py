@@ -39,9 +39,9 @@ def main(arguments: list[str]) -> int:
             draws: Epochs to show of each.
             json: Print the path and the size of the picture as JSON.
         """
+        from davit.atomic import atomic_write
         from davit.explain.contact_sheet import augmentation_sheet
         from davit.explain.drawing import png_bytes
-        from davit.weights.atomic import atomic_write
 
         sheet = augmentation_sheet(recipe_on(root, settings), images=images, draws=draws)
         with atomic_write(out) as file:

@@ -7,12 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from davit.atomic import atomic_write
 from davit.explain import charts
 from davit.explain.page import make_page
 from davit.explain.run_folder import RunFolder, find_runs, read_run
 from davit.naming import unknown_name
 from davit.records import differences
-from davit.weights.atomic import atomic_write
 
 MOST_LINES = 8  # runs in the plot, for as many colours are told apart
 TONES = tuple(f"tone-{letter}" for letter in "abcdefgh")

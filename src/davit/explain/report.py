@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from davit.atomic import atomic_write
 from davit.explain import charts, drawing, explorer
 from davit.explain.attention import record_attention
 from davit.explain.class_table import class_table, counts_of
 from davit.explain.numbers import numbers_row
 from davit.explain.page import make_page
 from davit.models.classifier import Classifier
-from davit.weights.atomic import atomic_write
 
 MOST_WRONG = 24
 MOST_RIGHT = 12

@@ -22,6 +22,8 @@ SEARCHED_BY_GPU = 50_000
 BATCH = 32
 RIGHT, WRONG = 12, 24
 
+REPLACED = 10  # of the files that were replaced, named in the report
+
 Found = tuple[float, int, int, int]  # (score, image, target, prediction)
 
 
@@ -128,7 +130,8 @@ def notes_of(result: RunResult) -> tuple[str, ...]:
     if skipped:
         notes.append(f"{skipped:,} steps were skipped, for their loss or gradient was not finite; the log names them.")
     if unreadable:
-        notes.append(f"{unreadable:,} training samples could not be read and were replaced; the log names the files.")
+        named = "; ".join(result.metrics["replaced_files"][:REPLACED])
+        notes.append(f"{unreadable:,} training samples could not be read and were replaced: {named}.")
     return tuple(notes)
 
 

@@ -23,8 +23,8 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from davit import __version__
+from davit.atomic import sync_folder
 from davit.train.distributed import World
-from davit.weights.atomic import sync_folder
 
 KEPT = 2
 

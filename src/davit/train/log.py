@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from davit.atomic import atomic_write
 from davit.structures import Batch
 from davit.train.board import Board
-from davit.weights.atomic import atomic_write
 
 
 class RunLog:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from davit import __version__
+from davit.atomic import atomic_write
 from davit.data.loader import Part, Share, StepSampler, TrainSamples, evaluation_batches, train_loader
 from davit.data.transforms import TrainTransform
 from davit.models.classifier import Classifier
@@ -26,7 +27,6 @@ from davit.train.plan import Plan
 from davit.train.recipe import Recipe
 from davit.train.stop import StopRequest
 from davit.train.trainer import Trainer
-from davit.weights.atomic import atomic_write
 from davit.weights.load import load
 from davit.weights.save import save
 
@@ -186,6 +186,7 @@ def _finish(
         "processes": trainer.world.size,
         "skipped_steps": trainer.progress["skipped"],
         "unreadable_samples": trainer.progress.get("unreadable", 0),
+        "replaced_files": trainer.progress.get("replaced", []),
         "best": trainer.progress["best"],
     }
     write_json(folder / "metrics.json", metrics)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from davit.atomic import atomic_write
 from davit.evaluation.accuracy import DivergedError
 from davit.records import to_json
 from davit.train.distributed import World, joined
 from davit.train.log import read_history
 from davit.train.recipe import Recipe
 from davit.train.run import run
-from davit.weights.atomic import atomic_write
 
 NEAR = 0.01  # share of the lowest loss within which two single runs cannot be told apart
 

@@ -26,6 +26,7 @@ from davit.train.stop import StopRequest, TrainingStoppedError
 
 SKIPS_ALLOWED = 10
 FAULTS_ALLOWED = 100
+FAULTS_NAMED = 100
 FAILED_SAVES_ALLOWED = 3
 RECORD_EVERY = 50
 
@@ -149,7 +150,8 @@ class Trainer:
             self.stepper.update()
             self.progress["skipped_in_a_row"] = 0
         self.window.add(agreed[0], self.plan.batch_size)
-        self._count_faults(int(agreed[4]))
+        if agreed[4]:
+            self._count_faults([fault for theirs in self.world.gather(faults) for fault in theirs])
         return bool(agreed[2]), bool(agreed[3])
 
     def _skip(self, step: int, seen: list[Batch], *, finite: bool, log: RunLog) -> None:
@@ -166,11 +168,11 @@ class Trainer:
                 "optimizer.learning_rate, or set runtime.precision=fp32; the last checkpoint is kept"
             )
 
-    def _count_faults(self, faults: int) -> None:
-        """Stop when a data set loses more samples than it may."""
-        if not faults:
-            return
-        self.progress["unreadable"] = self.progress.get("unreadable", 0) + faults
+    def _count_faults(self, faults: list[str]) -> None:
+        """Stop when a data set loses more samples than it may; the first ones stay in mind for the report."""
+        self.progress["unreadable"] = self.progress.get("unreadable", 0) + len(faults)
+        known = self.progress.setdefault("replaced", [])
+        known += [fault for fault in dict.fromkeys(faults) if fault not in known][: FAULTS_NAMED - len(known)]
         allowed = max(FAULTS_ALLOWED, self.total * self.plan.batch_size // 1000)
         if self.progress["unreadable"] > allowed:
             raise ValueError(

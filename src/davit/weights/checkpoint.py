@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from davit.atomic import atomic_write
 from davit.models.config import ClassifierConfig, DaViTConfig
 from davit.preprocessing import Preprocessing
 from davit.records import from_json, to_json
-from davit.weights.atomic import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor

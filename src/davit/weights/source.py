@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from davit.weights.atomic import atomic_write
+from davit.atomic import atomic_write
 from davit.weights.checkpoint import CheckpointError
 
 USUAL = "model.safetensors"
