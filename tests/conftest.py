@@ -5,12 +5,11 @@ import torch
 
 from davit.models.config import DaViTConfig
 
-torch.set_num_threads(2)
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(2)
 
 
 @pytest.fixture

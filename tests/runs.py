@@ -21,7 +21,8 @@ TINY = DaViTConfig(in_channels=1, widths=(32, 32, 32, 32), depths=(1, 1, 1, 1), 
 
 
 def tiny_recipe(**settings: str) -> Recipe:
-    """Digits with a very small model: 11 steps an epoch."""
+    """Digits with a very small model: 11 steps an epoch, on one thread, for a second one only waits."""
+    torch.set_num_threads(1)
     recipe = make_recipe("digits")
     recipe = replace(recipe, model=replace(recipe.model, backbone=TINY))
     for path, text in {"data.batch_size": "128", "schedule.epochs": "2", "schedule.warmup_epochs": "1"}.items():

@@ -1,12 +1,15 @@
 """A run that is stopped, or loses a process, ends cleanly everywhere and goes on to the bit."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,10 +23,19 @@ from runs import make_trainer, states_equal, tiny_recipe, weights_of
 from stops import PHASES, SETTINGS, stop_and_resume, train_on_two
 
 
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Executor]:
+    """A process that has not computed yet: one that has must not fork, for the threads of its kernels stay behind."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing(tmp_path):
     """benchmarks/interruptions.py does it 200 times."""
-    report = kill_often(tiny_recipe(runtime__save_minutes="0"), tmp_path, kills=20, seed=1)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        recipe = tiny_recipe(runtime__save_minutes="0")
+        report = executor.submit(kill_often, recipe, tmp_path, kills=20, seed=1).result(timeout=300)
     assert report.kills == 20
     assert report.kills_in_a_save >= 5
     assert report.unusable == report.lost_checkpoints == report.leftovers == 0
@@ -33,16 +45,16 @@ def test_twenty_kills_lose_nothing(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict[str, torch.Tensor]:
+def undisturbed(tmp_path_factory, elsewhere) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert train_on_two(folder).codes == (0, 0)
+    assert elsewhere.submit(train_on_two, folder).result(timeout=120).codes == (0, 0)
     return load(folder / "run" / "model.safetensors").state_dict()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
-def test_sigterm_to_one_of_two_saves_and_ends_both(tmp_path, undisturbed, phase):
-    seen = stop_and_resume(tmp_path, phase, random.Random(phase))
+def test_sigterm_to_one_of_two_saves_and_ends_both(tmp_path, undisturbed, elsewhere, phase):
+    seen = elsewhere.submit(stop_and_resume, tmp_path, phase, random.Random(phase)).result(timeout=120)
     assert seen["codes"] == (143, 143), seen["text"]
     assert seen["seconds"] < 30
     assert seen["points"]
@@ -54,8 +66,9 @@ def test_sigterm_to_one_of_two_saves_and_ends_both(tmp_path, undisturbed, phase)
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_other_at_once(tmp_path):
-    lost = train_on_two(tmp_path, at="step", number=7, rank=1, signal_=signal.SIGKILL)
+def test_a_lost_process_ends_the_other_at_once(tmp_path, elsewhere):
+    told = {"at": "step", "number": 7, "rank": 1, "signal_": signal.SIGKILL}
+    lost = elsewhere.submit(train_on_two, tmp_path, **told).result(timeout=120)
     assert lost.codes == (1, -9), lost.text
     assert lost.seconds < 60
     assert "another process of this run is gone" in lost.text
@@ -102,17 +115,17 @@ def test_a_loader_process_that_dies_or_hangs_is_started_again_once(tmp_path, mon
     expected.run()
     monkeypatch.setattr(loader_module, "WORKER_TIMEOUT", 5)
     trainer = make_trainer(recipe, tmp_path / "run")
-    once, samples = tmp_path / "once", loader_module.TrainSamples.__getitem__
+    once, samples = tmp_path / "once", loader_module.TrainSamples._sample
 
-    def faulty(self, key):
+    def faulty(self, key, transform):
         if key[1] % 100 == 7 and not once.exists():
             once.touch()
             if fault == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(3600)
-        return samples(self, key)
+        return samples(self, key, transform)
 
-    monkeypatch.setattr(loader_module.TrainSamples, "__getitem__", faulty)
+    monkeypatch.setattr(loader_module.TrainSamples, "_sample", faulty)
     started = time.monotonic()
     history = trainer.run()
     assert time.monotonic() - started < 60
@@ -127,7 +140,7 @@ def test_a_loader_that_keeps_dying_ends_the_run_in_one_line(tmp_path):
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import davit.data.loader as loader
-loader.TrainSamples.__getitem__ = lambda self, key: os.kill(os.getpid(), signal.SIGKILL)
+loader.TrainSamples._sample = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 from davit.cli import main
 sys.exit(main(["train", "digits", "data.workers=1", "--out", {str(tmp_path / "run")!r}]))
 """

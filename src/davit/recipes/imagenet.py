@@ -61,7 +61,7 @@ SCRATCH = Phase(
     schedule=ScheduleConfig(epochs=300, warmup_epochs=5, cooldown_epochs=10),
     crop=0.9,
     crop_source="the official code's; timm publishes the same weights at 0.95: data.crop=0.95",
-    source="the paper (arXiv 2204.03645), ImageNet-1K; official train.py (dingmyu/davit fc79470) and README: batch 1024 at "
+    source="the paper (arXiv 2204.03645); official train.py (dingmyu/davit fc79470) and README: batch 1024 at "
     "1e-3 or 2048 at 2e-3",
     ours="bf16 for fp16; a rate for each step, not each epoch; floor and start of the rate are shares of its peak; "
     "batches run on across the ends of epochs, so that no sample is left out",
