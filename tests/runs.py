@@ -63,7 +63,7 @@ def stop_after(trainer: Trainer, steps: int) -> None:
 def make_trainer(recipe: Recipe, folder: Path, world: World | None = None) -> Trainer:
     from davit.tasks.classification import ClassificationTask
 
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     images = build_images(recipe.data, recipe.runtime.seed)
     model = build_model(recipe, images.train.classes, world)
     task = ClassificationTask(recipe.task, 10)
