@@ -2,11 +2,12 @@
 
     python benchmarks/loader.py [DIR] [--rounds 60] [--images 64] [--out FILE]
 
-DIR holds class folders; without it, structured pictures of 500x375 are made. Both decode with Pillow, crop, flip, apply
-RandAugment (rand-m9-mstd0.5-inc1), erase and normalise, to float32 batches of 32 at 224 px, in this process. timm runs
-with its prefetcher, which normalises whole batches, and without. A round has every loader load the same number of
-images, in turns, with the same draws for the n-th image of each, for operations differ much in what they cost; totals
-and quartiles, in CPU seconds, so that other work on the machine counts less.
+DIR holds class folders; without it, structured pictures of 500x375 are made. Both decode with Pillow, crop and resize
+(timm by Pillow, ours by torch), flip, apply RandAugment (rand-m9-mstd0.5-inc1), erase and normalise, to float32 batches
+of 32 at 224 px, in this process. timm runs with its prefetcher, which normalises whole batches, and without. A round
+has every loader load the same number of images, in turns, with the same draws for the n-th image of each, for
+operations differ much in what they cost; totals and quartiles, in CPU seconds, so that other work on the machine counts
+less.
 """
 
 import argparse

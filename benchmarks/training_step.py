@@ -10,17 +10,20 @@ checkpointing. Images lie channels last, as our loader hands them out. Memory is
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import timm
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 import davit
+from allocations import allocated
 from davit.train.device import pick_device, pick_precision
 from davit.train.optimizer import OptimizerConfig, make_optimizer
 from davit.train.run import environment
@@ -78,22 +81,17 @@ def time_in_turns(options: argparse.Namespace) -> dict[str, list[float]]:
 
 def peak_memory(name: str, options: argparse.Namespace) -> float:
     """MiB at the peak of the second step, all that the allocator handed out for model, moments and step."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+
+    def two_steps() -> None:
         step = stepper(name, options)
-        for _ in range(2):
-            step()
-        return torch.cuda.max_memory_allocated() / 2**20
-    with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as profiler:
-        step = stepper(name, options)
-        for _ in range(2):
-            step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        most = max(most, alive)
-    return most / 2**20
+        step()
+        step()
+
+    if not torch.cuda.is_available():
+        return allocated(two_steps) / 2**20
+    torch.cuda.reset_peak_memory_stats()
+    two_steps()
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
@@ -15,7 +15,8 @@ from timm.scheduler import CosineLRScheduler, create_scheduler_v2
 from torch import nn
 
 import davit
-from davit.data.transforms import Augmentation, TrainTransform
+from davit.data import transforms
+from davit.data.transforms import Augmentation, TrainTransform, resize_fast
 from davit.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from davit.recipes import make_recipe
 from davit.seeding import seed_everything
@@ -163,7 +164,35 @@ def test_layer_decay_is_timms_for_every_parameter(twins, layer_decay, weight_dec
     assert len({scale for _, scale in mine.values()}) == sum(SMALL["depths"]) + 2
 
 
-@settings(max_examples=120, deadline=None)
+@settings(deadline=None, max_examples=100)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    filters=st.sampled_from(["bicubic", "bilinear"]),
+)
+def test_the_fast_resize_is_near_pillows(seed, shape, size, filters):
+    """Where nothing is clipped."""
+    pixels = np.random.default_rng(seed).integers(48, 208, (*shape, 3), dtype=np.uint8)
+    preprocessing = Preprocessing(size=size, interpolation=filters)
+    found = np.asarray(resize_fast(Image.fromarray(pixels), preprocessing), dtype=int)
+    expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], preprocessing.resampling), dtype=int)
+    assert np.abs(found - expected).max() <= 2
+
+
+@pytest.fixture
+def pillows_resize():
+    """Resize as timm does, to compare all else to the bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            transforms,
+            "resize_fast",
+            lambda image, preprocessing: image.resize(preprocessing.size[::-1], preprocessing.resampling),
+        )
+        yield
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**31),
     shape=st.tuples(st.integers(12, 90), st.integers(12, 90)),
@@ -174,7 +203,7 @@ def test_layer_decay_is_timms_for_every_parameter(twins, layer_decay, weight_dec
     erasing=st.sampled_from([0.0, 0.25, 1.0]),
     filters=st.sampled_from(["bicubic", "bilinear"]),
 )
-def test_the_same_seeds_give_timms_pixels(seed, shape, size, policy, least, flip, erasing, filters):
+def test_the_same_seeds_give_timms_pixels(pillows_resize, seed, shape, size, policy, least, flip, erasing, filters):
     pixels = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     pixels[: shape[0] // 2, : shape[1] // 2] //= 3  # noise alone would look like itself after most changes
     image = Image.fromarray(pixels)
@@ -205,7 +234,7 @@ def test_the_same_seeds_give_timms_pixels(seed, shape, size, policy, least, flip
     assert torch.equal(found, expected)
 
 
-def test_the_papers_augmentation_is_timms_at_full_size():
+def test_the_papers_augmentation_is_timms_at_full_size(pillows_resize):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 260, 3), dtype=np.uint8))
     data = PAPER.data
     ours = TrainTransform(data.augmentation, Preprocessing.imagenet(data.image_size))

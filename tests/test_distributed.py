@@ -55,6 +55,8 @@ def two(tmp_path_factory) -> tuple[Path, list[dict]]:
         scenario("fsdp-third", "fsdp-other", stop_before=9, rank=1, **fsdp),
         scenario("poisoned", poison=[5, 6], rank=1),
         scenario("poisoned-fsdp", poison=[5, 6], rank=0, **fsdp),
+        scenario("ddp-evaluated", data__batch_size="144"),
+        scenario("fsdp-evaluated", data__batch_size="144", **fsdp),
         scenario("fsdp-bf16", runtime__precision="bf16", **fsdp),
         scenario("ddp-bf16", runtime__precision="bf16"),
         scenario("fsdp-recomputed", model__backbone__gradient_checkpointing="true", **fsdp),
@@ -104,6 +106,14 @@ def test_a_step_that_is_not_finite_on_one_process_is_skipped_on_all(two, name):
     assert first["skipped"] == second["skipped"] == 2
     assert first["digest"] == second["digest"]
     assert first["losses"][:5] == two[1][0][name.replace("poisoned", "ddp").replace("ddp-", "")]["losses"][:5]
+
+
+@pytest.mark.slow
+def test_training_goes_on_alike_after_an_evaluation(two):
+    """After epoch 1 of 2, with the averages in the place of the weights."""
+    first, second = two[1][0]["ddp-evaluated"], two[1][0]["fsdp-evaluated"]
+    assert first["losses"] == pytest.approx(second["losses"], rel=1e-6)
+    assert first["best"]["top1"] == second["best"]["top1"]
 
 
 @pytest.mark.slow

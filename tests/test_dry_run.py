@@ -2,15 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
+from allocations import allocated
 from davit.models.classifier import Classifier
 from davit.models.complexity import count_macs
 from davit.models.config import ClassifierConfig, DaViTConfig
@@ -38,18 +37,6 @@ def uncounted(monkeypatch):
 
 def entropy(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model(images).float(), targets)
-
-
-def allocated(work: Callable[[], None]) -> int:
-    """Largest sum of what the CPU's allocator handed out, as the profiler saw it."""
-    with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as profiler:
-        work()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        most = max(most, alive)
-    return most
 
 
 def measured_peak(config: ClassifierConfig, shape: tuple[int, ...], precision: torch.dtype) -> int:

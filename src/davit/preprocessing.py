@@ -63,6 +63,13 @@ class Preprocessing:
         """Channels of the result."""
         return len(self.mean)
 
+    @property
+    def resampling(self) -> "Resampling":
+        """Pillow's name of `interpolation`."""
+        from PIL import Image
+
+        return Image.Resampling[self.interpolation.upper()]
+
     def __call__(self, image: "Image") -> "Tensor":
         """Return (channels, height, width), float32.
 
@@ -97,16 +104,8 @@ class Preprocessing:
 
     def resize(self, image: "Image") -> "Image":
         """Resize and crop to `size`."""
-        from PIL import Image
-
         height, width = self.size
-        filters = Image.Resampling
-        method = {
-            "bicubic": filters.BICUBIC,
-            "bilinear": filters.BILINEAR,
-            "lanczos": filters.LANCZOS,
-            "nearest": filters.NEAREST,
-        }[self.interpolation]
+        method = self.resampling
         if self.fit == "squash":
             return image if image.size == (width, height) else image.resize((width, height), method)
         target = self._resized(image.width, image.height)
@@ -125,10 +124,6 @@ class Preprocessing:
             return (side, other) if width <= height else (other, side)
         ratio = min(height / math.floor(self.size[0] / self.crop), width / math.floor(self.size[1] / self.crop))
         return round(width / ratio), round(height / ratio)
-
-    def normalize(self, pixels: "Tensor") -> "Tensor":  # (..., C, H, W)
-        """Subtract the mean and divide by the deviation, per channel."""
-        return (pixels - per_channel(self.mean, pixels)) / per_channel(self.std, pixels)
 
 
 def _resize_part(

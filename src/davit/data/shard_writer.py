@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from davit.atomic import sync_folder
 from davit.data.folder import ClassFolder, split_roots
 from davit.data.shard_index import (
     BLOCK,
@@ -84,6 +85,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.rename(folder)
+        sync_folder(folder.absolute().parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -117,17 +117,16 @@ def read_tensors(point: ResumePoint, tensors: Mapping[str, Tensor], world: World
             raise ValueError(f"{point.folder} does not fit this run: {_cause(error)}") from error
 
 
-def require_space(run: Path, tensors: Mapping[str, Tensor], world: World) -> None:
-    """See that two resume folders fit on the disk, those that are there included.
+def require_space(run: Path, size: int) -> None:
+    """See that two resume folders of `size` bytes fit on the disk, those that are there included.
 
     Raises:
         OSError: they do not.
     """
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     there = sum(file.stat().st_size for folder in _folders(run) for file in folder.iterdir())
-    if world.first and (free := shutil.disk_usage(run).free) + there < KEPT * size:
+    if (free := shutil.disk_usage(run).free) + there < KEPT * size:
         raise OSError(
-            f"{run} has {free / 1e9:.2f} GB free, but two resume folders of {size / 1e9:.2f} GB must fit: "
+            f"{run} has {free / 1e6:,.1f} MB free, but two resume folders of {size / 1e6:,.1f} MB must fit: "
             "make space or choose another --out"
         )
 

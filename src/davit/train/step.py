@@ -99,6 +99,11 @@ class Stepper:
                 tensors[f"optimizer.{name}.{key}"] = value if value.ndim else value.view(1)
         return tensors
 
+    def bytes_to_save(self) -> int:
+        """Size of all tensors, over all processes, once each weight has its two moments."""
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return weights * (4 if self.average else 3)
+
     def evaluated(self) -> dict[str, Tensor]:
         """The state dict that is scored and published: averages where there are any, weights elsewhere."""
         return self.model.state_dict() | (self.average.tensors if self.average else {})

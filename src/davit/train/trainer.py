@@ -73,7 +73,7 @@ class Trainer:
             ValueError: too many samples are unreadable.
             OSError: the disk cannot hold two resume folders, or three saves in a row failed.
         """
-        self.world.once(lambda: require_space(self.folder, self.stepper.tensors(), self.world))
+        self.world.once(lambda: require_space(self.folder, self.stepper.bytes_to_save()))
         log = RunLog(
             self.folder,
             self.first_step,
