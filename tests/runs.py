@@ -12,9 +12,12 @@ from PIL import Image
 from davit.models.config import DaViTConfig
 from davit.recipes import make_recipe
 from davit.records import assign
+from davit.tasks.detection import DetectionConfig
+from davit.train.build import build_model
 from davit.train.distributed import World
 from davit.train.recipe import Recipe
-from davit.train.run import build_images, build_model, make_plan
+from davit.train.run import make_plan
+from davit.train.sides import list_images, make_task
 from davit.train.trainer import Trainer
 
 TINY = DaViTConfig(in_channels=1, widths=(32, 32, 32, 32), depths=(1, 1, 1, 1), window=3, drop_path=0.1)
@@ -61,15 +64,37 @@ def stop_after(trainer: Trainer, steps: int) -> None:
 
 
 def make_trainer(recipe: Recipe, folder: Path, world: World | None = None) -> Trainer:
-    from davit.tasks.classification import ClassificationTask
-
     folder.mkdir(parents=True, exist_ok=True)
-    images = build_images(recipe.data, recipe.runtime.seed)
+    images = list_images(recipe)
     model = build_model(recipe, images.train.classes, world)
-    task = ClassificationTask(recipe.task, 10)
+    task = make_task(recipe, images)
     return Trainer(recipe, model, task, make_plan(recipe, model, task, images, world), folder, world)
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Copies of all that a step changes: weights, averages, moments."""
     return {name: tensor.clone() for name, tensor in trainer.stepper.tensors().items()}
+
+
+def tiny_dense_recipe(name: str, **settings: str) -> Recipe:
+    """`digits.detection`, `digits.segmentation` or `retinanet` with a very small model and thirty scenes."""
+    torch.set_num_threads(1)
+    recipe = make_recipe("digits.detection" if name == "retinanet" else name)
+    model, data = recipe.model, recipe.data
+    small = (
+        {"channels": 16, "auxiliary_channels": 8} if name == "digits.segmentation" else {"channels": 16, "hidden": 32}
+    )
+    assert model.head is not None
+    head = replace(model.head, **small)
+    if name == "retinanet":
+        head = replace(head, kind="retinanet", anchor_scale=2.0)
+        recipe = replace(recipe, task=DetectionConfig(masks=False))
+    recipe = replace(
+        recipe,
+        model=replace(model, backbone=replace(TINY, in_channels=3, window=4), head=head),
+        data=replace(data, scenes=30, batch_size=6),
+        schedule=replace(recipe.schedule, epochs=2),
+    )
+    for path, text in settings.items():
+        recipe = assign(recipe, path.replace("__", "."), text)
+    return recipe

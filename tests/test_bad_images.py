@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import davit
 from davit.cli import main
+from davit.data.evaluation_loader import evaluation_batches
 from davit.data.folder import ClassFolder
 from davit.data.image_facts import image_facts
 from davit.data.images import find_images
-from davit.data.loader import evaluation_batches
 from davit.data.shard_writer import write_shards
 from davit.data.tolerant import Tolerant
 from davit.decoding import ImageError, read_image

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from davit.data.evaluation_loader import evaluation_batches
 from davit.data.folder import ClassFolder, split_folder, validation_root
-from davit.data.loader import evaluation_batches
 from davit.data.matching import match_classes
 from davit.decoding import ImageError
 from davit.preprocessing import Preprocessing

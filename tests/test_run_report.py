@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from davit.data.loader import evaluation_batches
+from davit.data.evaluation_loader import evaluation_batches
 from davit.evaluation.evaluate import evaluate
 from davit.explain import run_report
 from davit.models.classifier import Classifier

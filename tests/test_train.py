@@ -20,9 +20,10 @@ from davit.decoding import ImageError
 from davit.explain.run_report import write_run_report
 from davit.recipes import make_recipe
 from davit.records import assign, from_json, to_json
+from davit.train.build import build_images, build_model
 from davit.train.checkpoint import latest_point
 from davit.train.recipe import Recipe
-from davit.train.run import build_images, build_model, run
+from davit.train.run import run
 from davit.train.stop import TrainingStoppedError
 from runs import TINY, colour_folder, make_trainer, states_equal, stop_after, tiny_recipe, weights_of
 
@@ -96,7 +97,7 @@ def test_not_finite_steps_are_skipped_and_counted(tmp_path):
     recipe = tiny_recipe(schedule__epochs="1")
     trainer = make_trainer(recipe, tmp_path / "run")
     stepper, losses = trainer.stepper, trainer.stepper.task.losses
-    gradients, clear = stepper.gradients, stepper.clear
+    gradients, skip = stepper.gradients, stepper.skip
     at, now, before = {3: math.nan, 6: math.inf}, [0], {}
 
     def counted(batches, step, rate, **rest):
@@ -104,12 +105,12 @@ def test_not_finite_steps_are_skipped_and_counted(tmp_path):
         before[step] = weights_of(trainer)
         return gradients(batches, step, rate, **rest)
 
-    def cleared():
-        clear()
+    def skipped():
+        skip()
         if now[0] in at:
             assert states_equal(before[now[0]], weights_of(trainer))
 
-    stepper.gradients, stepper.clear = counted, cleared
+    stepper.gradients, stepper.skip = counted, skipped
     stepper.task.losses = lambda model, batch: {"loss": losses(model, batch)["loss"] * at.get(now[0], 1.0)}
     history = trainer.run()
     assert trainer.progress["skipped"] == 2

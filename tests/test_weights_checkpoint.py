@@ -97,7 +97,7 @@ def test_precisions(tmp_path: Path) -> None:
     _, found = read_checkpoint(tmp_path / "p.safetensors")
     assert all(torch.equal(found[key], value) and found[key].dtype == value.dtype for key, value in tensors.items())
     with pytest.raises(ValueError, match="floating point"):
-        write(tmp_path / "i.safetensors", header, {"a": torch.ones(2, dtype=torch.int64)})
+        write(tmp_path / "i.safetensors", header, {"a": torch.ones(2, dtype=torch.int32)})
     with pytest.raises(ValueError, match="meta"):
         write(tmp_path / "m.safetensors", header, {"a": torch.ones(2, device="meta")})
 
@@ -191,7 +191,7 @@ def test_save_refuses(classifier: Classifier, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got Linear"):
         davit.save(torch.nn.Linear(2, 2), tmp_path / "x.safetensors")
     classifier.classes = ("a", "b")
-    with pytest.raises(ValueError, match="2 class names for 3 logits"):
+    with pytest.raises(ValueError, match="2 class names for 3 classes"):
         davit.save(classifier, tmp_path / "x.safetensors")
     classifier.classes = ("a", "b", "a")
     with pytest.raises(ValueError, match="must differ, got a "):

@@ -22,9 +22,10 @@ class Preprocessing:
     """Resize, crop and normalise; a pure function of the image.
 
     Attributes:
-        size: height and width of the result, in pixels.
+        size: height and width of the result, in pixels; with `fit="within"` its short and long side at most.
         crop: with `fit="crop"`, side of the central crop over the side it is cut from; 0.9 for the published scores.
-        fit: `crop` keeps the aspect ratio and cuts the centre, `squash` resizes to `size` whatever the ratio.
+        fit: `crop` keeps the aspect ratio and cuts the centre, `squash` resizes to `size` whatever the ratio, `within`
+            keeps ratio and all of the picture, so that results differ in size.
         interpolation: filter of the resize, always antialiased.
         mean: per-channel mean of pixels in 0-1; its length is the number of channels, 1 (grey) or 3 (RGB).
         std: per-channel deviation, likewise.
@@ -32,7 +33,7 @@ class Preprocessing:
 
     size: tuple[int, int]
     crop: float = 0.9
-    fit: Literal["crop", "squash"] = "crop"
+    fit: Literal["crop", "squash", "within"] = "crop"
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -43,8 +44,10 @@ class Preprocessing:
             raise ValueError(f"size must be a positive height and width, got {self.size}")
         if not 0.0 < self.crop <= 1.0:
             raise ValueError(f"crop must lie in (0, 1], got {self.crop}")
-        if self.fit not in ("crop", "squash"):
-            raise ValueError(f"fit must be 'crop' or 'squash', got {self.fit!r}")
+        if self.fit not in ("crop", "squash", "within"):
+            raise ValueError(f"fit must be 'crop', 'squash' or 'within', got {self.fit!r}")
+        if self.fit == "within" and self.size[0] > self.size[1]:
+            raise ValueError(f"with fit='within' size is a short and a long side, got {self.size}")
         if self.interpolation not in ("bicubic", "bilinear", "lanczos", "nearest"):
             raise ValueError(f"unknown interpolation {self.interpolation!r}")
         if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
@@ -106,7 +109,8 @@ class Preprocessing:
         """Resize and crop to `size`."""
         height, width = self.size
         method = self.resampling
-        if self.fit == "squash":
+        if self.fit != "crop":
+            height, width = self.output_size(image.height, image.width)
             return image if image.size == (width, height) else image.resize((width, height), method)
         target = self._resized(image.width, image.height)
         left, top = round((target[0] - width) / 2.0), round((target[1] - height) / 2.0)
@@ -114,6 +118,14 @@ class Preprocessing:
         if target[0] * target[1] > _MOST_RESIZED:
             return _resize_part(image, target, cut, method)
         return (image if image.size == target else image.resize(target, method)).crop(cut)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result for a picture of that height and width; `within` rounds as mmcv does."""
+        if self.fit != "within":
+            return self.size
+        short, long = sorted((height, width))
+        scale = min(self.size[0] / short, self.size[1] / long)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after the resize and before the crop, as timm and torchvision round them."""

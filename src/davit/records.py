@@ -124,6 +124,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
         options = [option for option in typing.get_args(hint) if option is not type(None)]
+        if len(options) > 1 and all(dataclasses.is_dataclass(option) for option in options):
+            return from_json(_most_alike(options, value), value, where)
         return _typed(options[0], value, where) if len(options) == 1 else value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_json(hint, value, where)
@@ -131,3 +133,9 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         inner = typing.get_args(hint)[0]
         return tuple(_typed(inner, item, where) for item in value)
     return value
+
+
+def _most_alike(options: list[Any], value: Any) -> Any:
+    """The dataclass with most of the keys; the classes of one field have different fields."""
+    keys = set(value) if isinstance(value, Mapping) else set()
+    return max(options, key=lambda option: len(keys & {field.name for field in dataclasses.fields(option)}))

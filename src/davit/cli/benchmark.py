@@ -72,7 +72,8 @@ def _measure(root: str, settings: tuple[str, ...], images: int, workers: int) ->
     recipe = recipe_on(root, settings)
     source = find_images(root)
     training = source.open("train" if "train" in source.parts else source.validation)
-    transform = TrainTransform(recipe.data.augmentation, build_preprocessing(recipe.data, None))
+    _, augmentation = recipe.classification("davit benchmark data")
+    transform = TrainTransform(augmentation, build_preprocessing(recipe.data, None))
     batch = min(recipe.data.batch_size, max(1, images // 4))  # so that some batches are measured
     with Progress("loading", "images", 2 * (images // batch) * batch) as progress:
         return time_loading(

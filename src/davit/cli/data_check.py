@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 if TYPE_CHECKING:
     from davit.data.findings import CheckReport, Finding
 
-_HELP = """Find what would spoil training or scores, in class folders or shards.
+_HELP = """Find what would spoil training or scores, in class folders, shards or COCO annotations.
 
 Errors: files that cannot be decoded, classes that training does not know, the same picture on both sides of a split or
 with two labels. Warnings: copies, wrong file endings, odd sizes. Notes: what is handled, but worth knowing.
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
         """Check.
 
         Args:
-            root: Class folders, train/ and val/ with them, or shards; shards may also be a URL.
+            root: Class folders, train/ and val/ with them, shards, or COCO's layout; shards may also be a URL.
             verify: A manifest; files that changed, vanished or came since it was written are found.
             write_manifest: Write SHA-256 hashes of all files of DIR there, in the format of sha256sum.
             quick: Do not decode images; look at their bytes and headers only.
@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> int:
 def _check(root: str, verify: Path | None, quick: bool, workers: int) -> "CheckReport":
     from davit.cli.progress import Progress
     from davit.data.check import check_classification
+    from davit.data.check_coco import check_coco
+    from davit.data.coco import is_coco
     from davit.data.findings import CheckReport
     from davit.data.manifest import compare_manifest
 
@@ -70,10 +72,9 @@ def _check(root: str, verify: Path | None, quick: bool, workers: int) -> "CheckR
     if verify is not None:
         with Progress("comparing hashes", "files") as progress:
             changes = compare_manifest(_folder(root), verify, progress)
+    check = check_coco if is_coco(root) else check_classification
     with Progress("checking", "images") as progress:
-        report = check_classification(
-            root, decode=not quick, workers=workers, started=progress.start, progress=progress
-        )
+        report = check(root, decode=not quick, workers=workers, started=progress.start, progress=progress)
     return CheckReport.of(report.root, report.images, [*report.findings, *changes])
 
 

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 if TYPE_CHECKING:
     from davit.train.recipe import Recipe
 
-_HELP = """Write a contact sheet of training images: each as it is, and as the model will see it in the first epochs.
+_HELP = """Write a contact sheet of training images: each as it is, and as the model will see it in the first epochs,
+with boxes, masks and classes where there are any.
 
   davit data show flowers
+  davit data show coco
   davit data show flowers finetune data.augmentation.rand_augment=rand-m9-mstd0.5-inc1 --out sheet.png
 """
+
+BUILTIN = ("digits", "digits.detection", "digits.segmentation")
+DENSE = ("coco.", "ade20k.", "digits.")
 
 
 def main(arguments: list[str]) -> int:
@@ -32,8 +37,10 @@ def main(arguments: list[str]) -> int:
         """Show.
 
         Args:
-            root: Class folders, train/ and val/ with them, or shards; `digits` is the built-in data.
-            settings: A recipe, by default finetune, and fields to set otherwise, as for `davit train`.
+            root: Class folders, train/ and val/ with them, shards, COCO's layout, or pictures and index masks; built in
+                are `digits`, `digits.detection` and `digits.segmentation`.
+            settings: A recipe, by default the usual one for such images, and fields to set otherwise, as for `davit
+                train`.
             out: The picture to write; one that is there is replaced.
             images: Images to show, of as many classes as possible.
             draws: Epochs to show of each.
@@ -57,7 +64,21 @@ def recipe_on(root: str, settings: tuple[str, ...]) -> "Recipe":
     from davit.cli.train import recipe_with
 
     named = bool(settings) and "=" not in settings[0]
-    builtin = root == "digits" and not Path(root).exists()
-    name = settings[0] if named else "digits" if builtin else "finetune"
-    place = ("data.source=digits",) if builtin else ("data.source=folder", f"data.root={root}")
+    builtin = not Path(root).exists() and root in BUILTIN
+    name = settings[0] if named else _recipe_for(root, builtin)
+    place = (f"data.root={root}",)
+    if builtin:
+        place = (f"data.source={'digits' if root == 'digits' else 'scenes'}",)
+    elif not name.startswith(DENSE):
+        place = ("data.source=folder", *place)
     return recipe_with(name, (*place, *settings[named:]))
+
+
+def _recipe_for(root: str, builtin: bool) -> str:
+    """The recipe that images of this kind are usually trained by."""
+    from davit.data.coco import is_coco
+    from davit.data.masks import has_masks
+
+    if builtin:
+        return root
+    return "coco.mask_rcnn_1x" if is_coco(root) else "ade20k.upernet" if has_masks(root) else "finetune"

@@ -1,27 +1,41 @@
-"""`davit demo`: the whole way in a minute, from digits to a page."""
+"""`davit demo`: the whole way while one waits, from digits to a page."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
+
+if TYPE_CHECKING:
+    from davit.train.run import RunResult
+
+RECIPES = {"classification": "digits", "detection": "digits.detection", "segmentation": "digits.segmentation"}
 
 
 def main(arguments: list[str]) -> int:
     """Run the verb."""
     import tyro
 
-    def demo(*, out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/demo"), json: bool = False) -> int:
+    def demo(
+        *,
+        task: Literal["classification", "detection", "segmentation"] = "classification",
+        out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None,
+        json: bool = False,
+    ) -> int:
         """Train on real handwritten digits, then write a page that shows what was learned.
 
         Args:
-            out: Folder for the checkpoint, metrics.json and report.html; a demo that is there is moved aside.
+            task: Name single digits (a minute), or find them in scenes: boxes and masks, or the class of each pixel
+                (about ten minutes each on two CPU cores).
+            out: Folder for the checkpoint, metrics.json and report.html, by default runs/demo or runs/demo-TASK; a demo
+                that is there is moved aside.
             json: Print the metrics as JSON.
         """
-        return _demo(out, as_json=json)
+        usual = "demo" if task == "classification" else f"demo-{task}"
+        return _demo(RECIPES[task], out or Path("runs") / usual, as_json=json)
 
     return tyro.cli(demo, prog="davit demo", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
 
 
-def _demo(out: Path, *, as_json: bool) -> int:
+def _demo(name: str, out: Path, *, as_json: bool) -> int:
     import json
 
     from davit.cli.train import move_aside
@@ -30,7 +44,7 @@ def _demo(out: Path, *, as_json: bool) -> int:
     from davit.train.run import claim, run
     from davit.train.stop import TrainingStoppedError
 
-    recipe = make_recipe("digits")
+    recipe = make_recipe(name)
     try:
         claim(out, recipe)
         finished = (out / "metrics.json").exists()
@@ -46,12 +60,21 @@ def _demo(out: Path, *, as_json: bool) -> int:
     if result is None:  # not the first of several processes
         return 0
     report = write_run_report(result)
-    metrics = result.metrics
     if as_json:
-        print(json.dumps(metrics))
+        print(json.dumps(result.metrics))
         return 0
-    print(f"\nlearned {len(result.model.classes)} digits in {metrics['seconds']:.0f} s")
-    print(f"test accuracy {metrics['top1']:.2%} on {metrics['count']} digits it never saw")
-    print(f"checkpoint {out / 'model.safetensors'}")
-    print(f"open       {report.resolve().as_uri()}")
+    print("\n".join(["", *_told(result), f"open       {report.resolve().as_uri()}"]))
     return 0
+
+
+def _told(result: "RunResult") -> list[str]:
+    from davit.cli.train import told_scores
+
+    metrics = result.metrics
+    if "top1" in metrics:
+        learned = f"learned {len(result.model.classes)} digits in {metrics['seconds']:.0f} s"
+        score = f"test accuracy {metrics['top1']:.2%} on {metrics['count']} digits it never saw"
+    else:
+        learned = f"learned to find digits in {metrics['seconds']:.0f} s"
+        score = f"{told_scores(metrics)} on {metrics['count']} scenes it never saw"
+    return [learned, score, f"checkpoint {result.folder / 'model.safetensors'}"]

@@ -4,6 +4,7 @@ import os
 import sys
 from dataclasses import replace
 from json import dumps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
@@ -12,14 +13,17 @@ if TYPE_CHECKING:
     from davit.data.images import LabelledImages
     from davit.evaluation.accuracy import Accuracy
     from davit.models.classifier import Classifier
+    from davit.models.create import Model
 
-_HELP = """Score a checkpoint on labelled images: one folder for each class, or shards.
+_HELP = """Score a checkpoint on labelled images: one folder for each class, or shards. Detectors are scored on COCO
+annotations (average precision), segmenters on index masks (mean intersection over union).
 
 Folders are matched with the checkpoint's classes by name, WordNet ids included, never by their order. A file that
 cannot be decoded ends the evaluation: no image is left out or replaced silently.
 
   davit evaluate mine.safetensors --data flowers
   davit evaluate davit_tiny.msft_in1k --data imagenet/val --json
+  davit evaluate detector.safetensors --data coco
 """
 
 
@@ -37,6 +41,8 @@ def main(arguments: list[str]) -> int:
         workers: Annotated[int | None, arg(metavar="N")] = None,
         device: Annotated[str | None, arg(metavar="NAME")] = None,
         variant: Annotated[str | None, arg(metavar="NAME")] = None,
+        class_list: Annotated[Path | None, arg(metavar="FILE")] = None,
+        ignore: Annotated[tuple[int, ...], arg(metavar="LABEL...")] = (),
         allow_missing: bool = False,
         per_class: bool = False,
         json: bool = False,
@@ -45,19 +51,41 @@ def main(arguments: list[str]) -> int:
 
         Args:
             checkpoint: A checkpoint, or a name of `davit models`.
-            data: A folder with a folder for each class, or shards (a URL too); of train/ and val/ the latter is taken.
+            data: A folder with a folder for each class, or shards (a URL too); for detectors COCO's layout or
+                Roboflow's, for segmenters pictures beside index masks. Of train/ and val/ the latter is taken.
             size: Side of the images, instead of the checkpoint's.
             crop: Share of the resized image's side that the central crop keeps, instead of the checkpoint's.
             batch_size: Images computed at once.
             workers: Processes that decode images; the scores do not depend on it. By default one per CPU, 8 at most.
             device: cpu, cuda, cuda:1 and so on; by default the graphics card if there is one.
             variant: What CHECKPOINT is, where its tensors leave it open: a name of `davit models`.
+            class_list: Names of the labels of index masks, a line each, where no classes.txt lies in DIR.
+            ignore: Labels of index masks that stand for no class, beside 255.
             allow_missing: Score what is there, instead of refusing classes without images and files that cannot be
                 decoded; the count tells how many images that was.
             per_class: Print the score of each class as well.
             json: Print the result as JSON, with the score of each class.
         """
+        from davit.models.classifier import Classifier
+
         model = _load(checkpoint, variant, size, crop)
+        if not isinstance(model, Classifier):
+            from davit.cli.evaluate_dense import DenseOptions, evaluate_dense
+
+            if allow_missing:
+                raise ValueError(
+                    "--allow-missing is for classification: detectors and segmenters are scored on all pictures"
+                )
+            return evaluate_dense(
+                model,
+                checkpoint,
+                data,
+                DenseOptions(
+                    batch_size=batch_size, workers=workers, device=device, class_list=class_list, ignore=ignore
+                ),
+                json=json,
+                per_class=per_class,
+            )
         images = _images(data, model, allow_missing)
         left_out: list[str] | None = [] if allow_missing else None
         metric = score(model, images, batch_size=batch_size, workers=workers, device=device, left_out=left_out)
@@ -89,7 +117,7 @@ def score(
     """
     from tqdm import tqdm
 
-    from davit.data.loader import evaluation_batches
+    from davit.data.evaluation_loader import evaluation_batches
     from davit.data.tolerant import Tolerant
     from davit.evaluation.accuracy import Accuracy
     from davit.evaluation.evaluate import evaluate
@@ -112,22 +140,24 @@ def score(
     return metric
 
 
-def _load(checkpoint: str, variant: str | None, size: int | None, crop: float | None) -> "Classifier":
-    """Load a classifier, with the preprocessing it is to be scored with."""
-    from davit.models.classifier import Classifier
+def _load(checkpoint: str, variant: str | None, size: int | None, crop: float | None) -> "Model":
+    """Load a model with a head, with the preprocessing it is to be scored with."""
+    from davit.models.davit import DaViT
+    from davit.models.dense import DenseBackbone
     from davit.preprocessing import Preprocessing
     from davit.weights.load import load
 
     model = load(checkpoint, variant=variant)
-    if not isinstance(model, Classifier):
-        raise ValueError(f"{checkpoint} is a backbone without a classifier, so it has no classes to score")
+    if isinstance(model, (DaViT, DenseBackbone)):
+        raise ValueError(f"{checkpoint} is a backbone without a head, so it has no classes to score")
     preprocessing = model.preprocessing
     if preprocessing is None:
         if size is None:
             raise ValueError(f"{checkpoint} does not say how images are prepared for it: give their side with --size")
         preprocessing = Preprocessing.imagenet(size, model.config.backbone.in_channels)
     if size is not None:
-        preprocessing = replace(preprocessing, size=(size, size))
+        long = round(size * preprocessing.size[1] / preprocessing.size[0]) if preprocessing.fit == "within" else size
+        preprocessing = replace(preprocessing, size=(size, long))
     model.preprocessing = preprocessing if crop is None else replace(preprocessing, fit="crop", crop=crop)
     return model
 

@@ -1,4 +1,4 @@
-"""`davit predict`: name what is in images."""
+"""`davit predict`: name what is in images, and where."""
 
 import glob
 import os
@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
+    from davit.cli.drawn import Drawer
     from davit.decoding import ImageError
-    from davit.structures import Classification
+    from davit.inference.results import Result
 
-_HELP = """Name what is in images, best classes first.
+_HELP = """Name what is in images: classes, best first; with a detector objects and their places, with a segmenter the
+share of each class. --save draws them.
 
 Files that cannot be decoded are named on stderr while the others go on. The exit code is then 1, and 2 where nothing
 could be begun.
 
   davit predict --model davit_tiny.msft_in1k cat.jpg
+  davit predict --model detector.safetensors street.jpg --save drawn
   davit predict --model mine.safetensors photos 'more/*.webp' --top 1 --json
 """
 
@@ -35,6 +38,8 @@ def main(arguments: list[str]) -> int:
         batch_size: Annotated[int, arg(metavar="N")] = 16,
         device: Annotated[str | None, arg(metavar="NAME")] = None,
         variant: Annotated[str | None, arg(metavar="NAME")] = None,
+        threshold: Annotated[float, arg(metavar="SCORE")] = 0.5,
+        save: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
         json: bool = False,
     ) -> int:
         """Predict.
@@ -46,13 +51,20 @@ def main(arguments: list[str]) -> int:
             batch_size: Images computed at once.
             device: cpu, cuda, cuda:1 and so on; by default the graphics card if there is one.
             variant: What MODEL is, where its tensors leave it open: a name of `davit models`.
+            threshold: Objects that score less are neither told nor drawn.
+            save: Draw objects and maps into this folder; with a detector also results.json, all objects in COCO's
+                format, with a segmenter also index masks.
             json: Print one JSON list, with an entry for each image.
         """
+        from davit.cli.drawn import Drawer
         from davit.inference.predictor import Predictor
 
         images = find_images(paths)
         predictor = Predictor.load(model, variant=variant, batch_size=batch_size, device=device)
-        return _run(predictor.stream(images, top), images, json)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"--threshold must lie in 0 to 1, got {threshold}")
+        drawer = Drawer(save, threshold, predictor.backend) if save else None
+        return _run(predictor.stream(images, top), images, json, threshold, drawer)
 
     return tyro.cli(predict, prog="davit predict", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
 
@@ -97,10 +109,17 @@ def _images_under(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _run(results: "Iterator[Classification | ImageError]", images: Sequence[Path], json: bool) -> int:
+def _run(
+    results: "Iterator[Result | ImageError]",
+    images: Sequence[Path],
+    json: bool,
+    threshold: float,
+    drawer: "Drawer | None",
+) -> int:
     from tqdm import tqdm
 
     from davit.decoding import ImageError, show_path
+    from davit.structures import Detections
 
     failed = 0
     entry: dict[str, Any]
@@ -113,20 +132,32 @@ def _run(results: "Iterator[Classification | ImageError]", images: Sequence[Path
                 tqdm.write(f"davit predict: {result}", file=sys.stderr)
                 entry = {"file": str(path), "error": str(result)}
             else:
+                result = result.above(threshold) if isinstance(result, Detections) else result
                 entry = result.to_json()
+                if drawer:
+                    drawer.draw(path, result)
             if writer:
                 writer.add(entry)
             elif not isinstance(result, ImageError):
-                tqdm.write(_printable(f"{show_path(path)}: {_classes(result)}"), file=sys.stdout)
+                tqdm.write(_printable(f"{show_path(path)}: {_told(result)}"), file=sys.stdout)
             sys.stdout.flush()
     finally:
         bar.close()
         if writer:
             writer.close()
+        if drawer:
+            drawer.close()
     return 1 if failed else 0
 
 
-def _classes(result: "Classification") -> str:
+def _told(result: "Result") -> str:
+    from davit.structures import Classification, Detections
+
+    if isinstance(result, Detections):
+        found = zip(result.labels, result.scores.tolist(), result.boxes.round().int().tolist(), strict=True)
+        return "; ".join(f"{label} {100 * score:.1f}% at {','.join(map(str, box))}" for label, score, box in found)
+    if not isinstance(result, Classification):
+        return "; ".join(f"{name} {100 * share:.1f}%" for name, share in result.shares().items())
     best = zip(result.labels, result.scores, strict=True)
     return "; ".join(f"{label} {100 * score:.1f}%" for label, score in best)
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,8 @@ class Options:
     Try:
       davit train digits
       davit train finetune data.root=flowers model.init=davit_tiny.msft_in1k
+      davit train digits.detection
+      davit train coco.mask_rcnn_1x data.root=coco
       davit train finetune data.root=flowers --lr-sweep 1e-4,3e-4,1e-3
       torchrun --nproc-per-node 8 -m davit train imagenet.davit_tiny data.root=imagenet
 
@@ -183,10 +185,15 @@ def _train(recipe: "Recipe", options: Options) -> int:
     if options.json:
         _print_json(result.metrics)
     else:
-        top1, count = result.metrics["top1"], result.metrics["count"]
-        print(f"top-1 {top1:.2%} on {count} images, {options.folder}/model.safetensors")
+        print(f"{told_scores(result.metrics)} on {result.metrics['count']} images, {options.folder}/model.safetensors")
         print(f"report: {report}")
     return 0
+
+
+def told_scores(metrics: "Mapping[str, Any]") -> str:
+    """The scores that count, of any task."""
+    names = {"top1": "top-1", "box_ap": "box AP", "mask_ap": "mask AP", "miou": "mean IoU", "aacc": "pixel accuracy"}
+    return ", ".join(f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics)
 
 
 def _tell_rate(options: Options) -> None:

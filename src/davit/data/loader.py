@@ -1,7 +1,7 @@
 """Batches of a training run: which samples a step sees, and with which randomness, depends on nothing but the step."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,17 +11,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from davit.data.transforms import TrainTransform
 from davit.decoding import ImageError
-from davit.preprocessing import Preprocessing
 from davit.seeding import seed_everything
 from davit.structures import Batch
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 Key = tuple[int, int]  # (epoch, index)
 REPLACEMENTS = 10
 WORKER_TIMEOUT = 120  # seconds; by default a hung worker is waited for without end
 Transform = Callable[["Image"], torch.Tensor]
+Vary = Callable[["Image", Any], tuple[torch.Tensor, Any]]
 
 
 class ClassifiedImages(Protocol):
@@ -38,6 +39,23 @@ class ClassifiedImages(Protocol):
 
     def __getitem__(self, index: int) -> tuple["Image", int]:
         """Return a picture and its class."""
+        ...
+
+
+class AnnotatedImages(Protocol):
+    """A dataset of pictures, each with what is known about it."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        ...
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple["Image", Any]:
+        """Return a picture and its annotation."""
         ...
 
 
@@ -109,7 +127,7 @@ class Sample:
     """One image ready for a batch."""
 
     pixels: torch.Tensor
-    target: int
+    target: Any
     index: int
     faults: tuple[str, ...] = ()
 
@@ -117,8 +135,8 @@ class Sample:
 class TrainSamples(Dataset[Sample]):
     """Augmented samples; each draws its randomness from (seed, epoch, index) alone."""
 
-    def __init__(self, images: ClassifiedImages, transform: Transform, seed: int) -> None:
-        """Augment `images` by `transform`."""
+    def __init__(self, images: AnnotatedImages, transform: Callable[..., Any], seed: int) -> None:
+        """Augment `images` by `transform`, which takes a picture."""
         self.images, self.transform, self.seed = images, transform, seed
 
     def __getitem__(self, index: Key) -> Sample:
@@ -129,19 +147,23 @@ class TrainSamples(Dataset[Sample]):
         Raises:
             ImageError: its replacements cannot be decoded either.
         """
-        return self._sample(index, self.transform)
+        return self._sample(index, self.vary)
 
     def __getitems__(self, indices: list[Key]) -> Batch:
-        """Return a batch; our own transform writes each image straight to its place in it."""
+        """Return a batch; our own transform of classification writes each image straight to its place in it."""
         transform = self.transform
         if not isinstance(transform, TrainTransform):
             return collate([self[index] for index in indices])
         images = np.empty((len(indices), *transform.preprocessing.size, transform.preprocessing.channels), np.float32)
         places = zip(indices, images, strict=True)
-        samples = [self._sample(index, partial(transform, out=place)) for index, place in places]
+        samples = [self._sample(index, partial(_vary_into, transform, place)) for index, place in places]
         return _gather(samples, torch.from_numpy(images).permute(0, 3, 1, 2))
 
-    def _sample(self, index: Key, transform: Transform) -> Sample:
+    def vary(self, image: "Image", target: Any) -> tuple[torch.Tensor, Any]:
+        """Augment a picture; what is known about it stays."""
+        return self.transform(image), target
+
+    def _sample(self, index: Key, vary: Vary) -> Sample:
         epoch, chosen = index
         faults: list[str] = []
         while True:
@@ -155,14 +177,29 @@ class TrainSamples(Dataset[Sample]):
                 chosen = int(torch.randint(len(self.images), ()))
                 continue
             seed_everything(self.seed, epoch, chosen)
-            return Sample(transform(image), target, chosen, tuple(faults))
+            return Sample(*vary(image, target), chosen, tuple(faults))
+
+
+class DenseSamples(TrainSamples):
+    """Samples whose transform takes a picture and its annotation, and moves both."""
+
+    def vary(self, image: "Image", target: Any) -> tuple[torch.Tensor, Any]:
+        """Augment a picture together with what is known about its places."""
+        pixels, moved = self.transform(image, target)
+        return pixels, moved
+
+
+def _vary_into(
+    transform: TrainTransform, place: "NDArray[np.float32]", image: "Image", target: Any
+) -> tuple[torch.Tensor, Any]:
+    return transform(image, out=place), target
 
 
 @dataclass(frozen=True)
 class Part:
     """Some of the images of a dataset."""
 
-    images: ClassifiedImages
+    images: AnnotatedImages
     indices: list[int]
 
     @property
@@ -174,23 +211,41 @@ class Part:
         """Count the images."""
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple["Image", int]:
-        """Return a picture and its class."""
+    def __getitem__(self, index: int) -> tuple["Image", Any]:
+        """Return a picture and what is known about it."""
         return self.images[self.indices[index]]
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples; the channels of a position stay side by side in memory."""
-    return _gather(samples, torch.stack([sample.pixels.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2))
+    """Stack samples; the channels of a position stay side by side in memory.
+
+    Smaller images get zeros at the right and bottom, and so do their masks.
+    """
+    sizes = [(sample.pixels.shape[1], sample.pixels.shape[2]) for sample in samples]
+    if len(set(sizes)) == 1:
+        images = torch.stack([sample.pixels.permute(1, 2, 0) for sample in samples])
+        return _gather(samples, images.permute(0, 3, 1, 2))
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    images = torch.zeros(len(samples), height, width, samples[0].pixels.shape[0])
+    for image, sample, size in zip(images, samples, sizes, strict=True):
+        image[: size[0], : size[1]] = sample.pixels.permute(1, 2, 0)
+    return replace(_gather(samples, images.permute(0, 3, 1, 2)), sizes=tuple(sizes))
 
 
 def _gather(samples: list[Sample], images: torch.Tensor) -> Batch:
     return Batch(
         images=images,
-        targets=torch.tensor([sample.target for sample in samples]),
+        targets=_together([sample.target for sample in samples]),
         ids=tuple(sample.index for sample in samples),
         faults=tuple(fault for sample in samples for fault in sample.faults),
     )
+
+
+def _together(targets: list[Any]) -> Any:
+    """Class indices and maps of them become one tensor; instances and pictures stay apart."""
+    if isinstance(targets[0], int):
+        return torch.tensor(targets)
+    return torch.stack(targets) if isinstance(targets[0], torch.Tensor) else tuple(targets)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -208,54 +263,3 @@ def train_loader(samples: TrainSamples, sampler: StepSampler, workers: int) -> "
         timeout=WORKER_TIMEOUT if workers else 0,
     )
     return loader
-
-
-def evaluation_batches(
-    images: ClassifiedImages, preprocessing: Preprocessing, *, batch_size: int, workers: int
-) -> Iterator[Batch]:
-    """Yield every image once, in order, decoded in `workers` processes (0: in this one).
-
-    Raises:
-        ImageError: a file cannot be decoded. Scoring goes on without it only if you take it away.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
-    loader = DataLoader(
-        _EvaluationSamples(images, preprocessing),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_collate_or_fail,
-        timeout=WORKER_TIMEOUT if workers else 0,
-    )
-    for batch in loader:
-        if isinstance(batch, ImageError):
-            raise batch
-        yield batch
-
-
-class _EvaluationSamples(Dataset["Sample | ImageError"]):
-    """Preprocessed images; errors are handed over as values, for a loader's worker would bury them in a traceback."""
-
-    def __init__(self, images: ClassifiedImages, preprocessing: Preprocessing) -> None:
-        self.images, self.preprocessing = images, preprocessing
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> "Sample | ImageError":
-        try:
-            image, label = self.images[index]
-        except ImageError as error:
-            return error
-        return Sample(self.preprocessing(image), label, index)
-
-
-def _collate_or_fail(samples: "list[Sample | ImageError]") -> Batch | ImageError:
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, ImageError):
-            return sample
-        good.append(sample)
-    return collate(good)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from davit.structures import Batch
+
+T = TypeVar("T")
 
 
 class Metric(Protocol):
@@ -19,6 +21,18 @@ class Metric(Protocol):
 
     def compute(self) -> dict[str, float]:
         """Return the scores of all that was counted."""
+        ...
+
+
+class Exchange(Protocol):
+    """What processes tell one another when they score together."""
+
+    def sum(self, values: Tensor, /) -> Tensor:
+        """Add a CPU tensor up over all processes, in place."""
+        ...
+
+    def gather(self, value: T, /) -> list[T]:
+        """What each process gave, by rank."""
         ...
 
 

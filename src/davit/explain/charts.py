@@ -1,7 +1,7 @@
 """Learning curves and the confusion matrix, as SVG and HTML whose text stays text and whose colours follow the page."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal, TypeVar
@@ -13,6 +13,8 @@ SMOOTH_FROM = 60
 MOST_CELLS_WITH_TEXT = 20
 MOST_CLASSES = 40
 MOST_PAIRS = 25
+
+ACCURACY = {"top1": "top-1", "top5": "top-5"}
 
 Point = tuple[float, float]
 T = TypeVar("T")
@@ -35,16 +37,26 @@ class Series:
     kind: Literal["noisy", "exact", "sparse"]
 
 
-def learning_curves(history: Sequence[dict[str, float]]) -> str:
-    """Figures of losses, validation scores, learning rate, speed and waiting over the steps of a run."""
+def learning_curves(
+    history: Sequence[dict[str, float]], title: str = "Validation accuracy", scores: Mapping[str, str] = ACCURACY
+) -> str:
+    """Figures of losses, validation scores, learning rate, speed and waiting over the steps of a run.
+
+    Args:
+        history: the records of the run.
+        title: of the figure of scores.
+        scores: what to call each score there, by its key, the one that counts first.
+    """
     loss = Series(name="training", points=curve(history, "loss"), tone="tone-a", kind="noisy")
     held_out = Series(name="validation", points=curve(history, "validation_loss"), tone="tone-b", kind="sparse")
-    top1 = Series(name="top-1", points=curve(history, "top1"), tone="tone-b", kind="sparse")
-    top5 = Series(name="top-5", points=curve(history, "top5"), tone="tone-a", kind="sparse")
+    scored = [
+        Series(name=name, points=curve(history, key), tone=tone, kind="sparse")
+        for (key, name), tone in zip(scores.items(), ("tone-b", "tone-a", "tone-c", "tone-d"), strict=False)
+    ]
     rate = Series(name="last", points=curve(history, "learning_rate"), tone="tone-a", kind="exact")
     speed = Series(name="last", points=curve(history, "images_per_second"), tone="tone-a", kind="noisy")
     waited = Series(name="last", points=curve(history, "loader_share"), tone="tone-b", kind="noisy")
-    drawn = figure("Loss", [loss, held_out]) + figure("Validation accuracy", [top1, top5], percent)
+    drawn = figure("Loss", [loss, held_out]) + figure(title, scored, percent)
     drawn += figure("Learning rate", [rate]) + figure("Images per second", [speed])
     drawn += figure("Time spent waiting for data", [waited], percent)
     if not drawn:

@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from davit.data.loader import ClassifiedImages, TrainSamples
-from davit.data.transforms import TrainTransform
+from davit.data.loader import AnnotatedImages
+from davit.explain.draw_results import draw_truth
 from davit.explain.drawing import enlarge, fit, picture
 from davit.preprocessing import as_mode
-from davit.train.build import build_images, build_preprocessing
+from davit.tasks.classification import ClassificationConfig
+from davit.train.build import build_preprocessing
 from davit.train.recipe import Recipe
+from davit.train.sides import list_images, train_samples
 
 CELL = 168  # pixels
 GAP, PAIR_GAP, LINE, MARGIN = 4, 20, 20, 16
@@ -34,21 +36,25 @@ def augmentation_sheet(recipe: Recipe, *, images: int = 12, draws: int = 5) -> I
     """
     if images < 1 or draws < 1:
         raise ValueError(f"images and draws must be at least 1, got {images} and {draws}")
-    training = build_images(recipe.data, recipe.runtime.seed).train
-    preprocessing = build_preprocessing(recipe.data, None)
-    samples = TrainSamples(training, TrainTransform(recipe.data.augmentation, preprocessing), recipe.runtime.seed)
-    rows = []
-    for index in choose(training, images, recipe.runtime.seed):
-        original, label = training[index]
-        seen = [samples[epoch, index].pixels for epoch in range(draws)]
-        shown = [picture(pixels, preprocessing) for pixels in seen]
-        rows.append((training.classes[label], [as_mode(original, recipe.data.channels), *shown]))
+    found = list_images(recipe)
+    training, preprocessing = found.train, build_preprocessing(recipe.data, None)
+    samples = train_samples(recipe, preprocessing, found)
+    labelled = isinstance(recipe.task, ClassificationConfig)
+    rows: list[tuple[str, list[Image.Image]]] = []
+    for index in choose(training, images, recipe.runtime.seed, labelled=labelled):
+        original, known = training[index]
+        seen = [samples[epoch, index] for epoch in range(draws)]
+        shown = [draw_truth(picture(each.pixels, preprocessing), each.target, training.classes) for each in seen]
+        original = draw_truth(as_mode(original, recipe.data.channels), known, training.classes)
+        rows.append((training.classes[known] if labelled else f"picture {index}", [original, *shown]))
     return _sheet(rows, _title(recipe))
 
 
-def choose(images: ClassifiedImages, count: int, seed: int) -> list[int]:
-    """Pick images at random, of a class that was not picked yet as long as there is one."""
+def choose(images: AnnotatedImages, count: int, seed: int, *, labelled: bool = True) -> list[int]:
+    """Pick images at random; labelled ones of a class that was not picked yet as long as there is one."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    if not labelled:
+        return order[:count]
     first: dict[int, int] = {}
     for index in order[: 50 * count]:  # each is decoded for its class
         first.setdefault(images[index][1], index)
@@ -61,8 +67,9 @@ def choose(images: ClassifiedImages, count: int, seed: int) -> list[int]:
 
 def _title(recipe: Recipe) -> str:
     place = Path(recipe.data.root).name or recipe.data.source
-    size = recipe.data.image_size
-    return f"{place} with {recipe.name} at {size}x{size}: as it is, then epochs 0, 1, ... of seed {recipe.runtime.seed}"
+    side, longest = recipe.data.image_size, recipe.data.longest
+    size = f"within {side}x{longest}" if longest else f"at {side}x{side}"
+    return f"{place} with {recipe.name} {size}: as it is, then epochs 0, 1, ... of seed {recipe.runtime.seed}"
 
 
 def _sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], title: str) -> Image.Image:

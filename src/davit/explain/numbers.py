@@ -23,14 +23,17 @@ def _label(key: str) -> str:
         "parameters": "Parameters",
         "macs": "Multiply-adds",
         "validation_loss": "Validation loss",
+        "miou": "Mean IoU",
+        "aacc": "Pixel accuracy",
+        "macc": "Mean class accuracy",
     }
-    return known.get(key, key.replace("_", " ").capitalize())
+    return known.get(key, key.replace("_", " ").capitalize().replace(" ap", " AP "))
 
 
 def _amount(key: str, value: float) -> str:
     if not math.isfinite(value):
         return "not finite"
-    if key.startswith("top"):
+    if key.startswith(("top", "box_ap", "mask_ap")) or key in ("miou", "aacc", "macc"):
         return charts.percent(value)
     if key == "seconds":
         return f"{value:.1f} s"

@@ -94,11 +94,11 @@ def render(data: ReportInput) -> str:
         "classes": ("Classes", _classes(data)),
         "confusion": ("Confusion matrix", _confusion(data)),
         "predictions": ("Predictions", _gallery(data)),
-        **_attention_sections(explained),
-        "card": ("Model card", _table(data.card) or "<p>No card was given.</p>"),
+        **attention_sections(explained),
+        "card": ("Model card", table(data.card) or "<p>No card was given.</p>"),
     }
     if data.environment:
-        sections["environment"] = ("Environment", _table(data.environment))
+        sections["environment"] = ("Environment", table(data.environment))
     return make_page(data.title, _lead(data), sections, [payload for _, payload in explained])
 
 
@@ -221,7 +221,8 @@ def _explained(data: ReportInput) -> list[tuple[explorer.Explained, dict[str, ob
     return explained
 
 
-def _attention_sections(explained: Sequence[tuple[explorer.Explained, object]]) -> dict[str, tuple[str, str]]:
+def attention_sections(explained: Sequence[tuple[explorer.Explained, object]]) -> dict[str, tuple[str, str]]:
+    """Sections in which a reader looks at both attentions of some samples."""
     samples = [sample for sample, _ in explained]
     if not samples:
         return {}
@@ -243,7 +244,8 @@ def _attention_sections(explained: Sequence[tuple[explorer.Explained, object]]) 
     return sections
 
 
-def _table(lines: dict[str, str]) -> str:
+def table(lines: dict[str, str]) -> str:
+    """A table of two columns."""
     rows = "".join(
         f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in lines.items()
     )

@@ -1,28 +1,29 @@
 """The report of a finished training run."""
 
 import heapq
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from davit.data.evaluation_loader import evaluation_batches
 from davit.data.folder import ClassFolder
-from davit.data.loader import ClassifiedImages, Part, evaluation_batches
+from davit.data.loader import ClassifiedImages, Part
 from davit.data.shards import Shards
 from davit.explain import drawing
+from davit.explain.dense_report import write_dense_report
+from davit.explain.model_card import model_card, notes_of, read_environment
 from davit.explain.report import THUMBNAIL, ReportInput, Sample, write_report
+from davit.models.classifier import Classifier
 from davit.preprocessing import as_mode
+from davit.tasks.classification import ClassificationMetric
 from davit.train.device import pick_device, pick_workers
-from davit.train.run import RunResult, environment
+from davit.train.run import RunResult
 
 SEARCHED = 2_000  # images looked through for mistakes worth showing, on a CPU
 SEARCHED_BY_GPU = 50_000
 BATCH = 32
 RIGHT, WRONG = 12, 24
-
-REPLACED = 10  # of the files that were replaced, named in the report
 
 Found = tuple[float, int, int, int]  # (score, image, target, prediction)
 
@@ -30,6 +31,9 @@ Found = tuple[float, int, int, int]  # (score, image, target, prediction)
 def write_run_report(result: RunResult) -> Path:
     """Write `report.html` into the run folder and return its path."""
     path = result.folder / "report.html"
+    if not isinstance(result.metric, ClassificationMetric) or not isinstance(result.model, Classifier):
+        write_dense_report(result, path)
+        return path
     accuracy = result.metric.accuracy
     keys = ("top1", "top5", "count", "seconds", "images_per_second", "parameters", "macs")
     samples, searched = choose_samples(result)
@@ -79,6 +83,7 @@ def choose_samples(result: RunResult) -> tuple[list[Sample], int]:
 
 def _predictions(result: RunResult, looked_at: list[int], device: torch.device) -> Iterator[Found]:
     model = result.model.to(device)
+    assert isinstance(model, Classifier)
     assert model.preprocessing is not None
     part = Part(result.images.validation, looked_at)
     workers = pick_workers(result.recipe.data.workers, device)
@@ -112,43 +117,3 @@ def file_name(images: ClassifiedImages, index: int) -> str:
     if isinstance(images, ClassFolder):
         return images.paths[index].relative_to(images.root).as_posix()
     return images.name(index) if isinstance(images, Shards) else ""
-
-
-def read_environment(folder: Path) -> dict[str, str]:
-    """What the run began on, from its folder; nothing where that cannot be read."""
-    try:
-        values = json.loads((folder / "environment.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return {key: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in values.items() if v != []}
-
-
-def notes_of(result: RunResult) -> tuple[str, ...]:
-    """What a reader of the scores should know."""
-    skipped, unreadable = result.metrics["skipped_steps"], result.metrics["unreadable_samples"]
-    notes = list(result.images.notes)
-    if skipped:
-        notes.append(f"{skipped:,} steps were skipped, for their loss or gradient was not finite; the log names them.")
-    if unreadable:
-        named = "; ".join(result.metrics["replaced_files"][:REPLACED])
-        notes.append(f"{unreadable:,} training samples could not be read and were replaced: {named}.")
-    return tuple(notes)
-
-
-def model_card(result: RunResult) -> dict[str, str]:
-    """What the model is, what it learned from, what it took."""
-    recipe, metrics, machine = result.recipe, result.metrics, environment()
-    size = recipe.data.image_size
-    return {
-        "Variant": recipe.model.variant + (f", started from {recipe.model.init}" if recipe.model.init else ""),
-        "Parameters": f"{metrics['parameters']:,}",
-        "Multiply-adds per image": f"{metrics['macs']:,}",
-        "Image size": f"{size} x {size}, {recipe.data.channels} channel{'s' if recipe.data.channels > 1 else ''}",
-        "Data": recipe.data.root or "the built-in handwritten digits (scikit-learn), fixed split",
-        "Training": f"{recipe.schedule.total_epochs} epochs, {metrics['steps']} steps of {recipe.data.batch_size}",
-        "Time": f"{metrics['seconds']:.0f} s, {metrics['images_per_second']:.0f} images/s, evaluation included",
-        "Hardware": ", ".join(machine["gpus"]) or f"{machine['processor']}, {os.cpu_count()} CPUs",
-        "Versions": f"davit {machine['davit']}, torch {machine['torch']}, Python {machine['python']}",
-        "Command": machine["command"],
-        "Seed": str(recipe.runtime.seed),
-    }

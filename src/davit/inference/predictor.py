@@ -1,16 +1,16 @@
-"""Images to classes."""
+"""Pictures to classes, objects or maps, as the model has it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from davit.decoding import ImageError, as_shown, read_image
 from davit.inference.backends.eager import EagerBackend
 from davit.inference.backends.protocol import Backend
-from davit.structures import Classification
+from davit.inference.results import Prepared, Result, read_outputs
 
 Picture = str | Path | bytes | Image.Image
 
@@ -28,7 +28,7 @@ class Predictor:
         """Predict with a model, which is moved to the device and into evaluation mode, or with a backend.
 
         Args:
-            model: a classifier with its preprocessing, or a ready backend.
+            model: a classifier, detector or segmenter with its preprocessing, or a ready backend.
             batch_size: images computed at once.
             device: for models; None takes the graphics card if there is one.
 
@@ -52,23 +52,27 @@ class Predictor:
         """Predict with a checkpoint, or with public weights by name; see `davit.load`.
 
         Raises:
-            ValueError: unknown or unusable weights, or a backbone without a classifier.
+            ValueError: unknown or unusable weights, or a backbone without a head.
             OSError: the file cannot be read.
         """
-        from davit.models.classifier import Classifier
+        from davit.models.davit import DaViT
+        from davit.models.dense import DenseBackbone
         from davit.weights.load import load
 
         model = load(source, variant=variant)
-        if not isinstance(model, Classifier):
-            raise ValueError(f"{source} is a backbone without a classifier; it gives features, not classes")
+        if isinstance(model, (DaViT, DenseBackbone)):
+            raise ValueError(f"{source} is a backbone without a head; it gives features, not classes, boxes or masks")
         return cls(model, batch_size=batch_size, device=device)
 
-    def __call__(self, images: Picture | Iterable[Picture], top: int = 5) -> list[Classification]:
-        """Return the most likely classes of each image, in order.
+    def __call__(self, images: Picture | Iterable[Picture], top: int = 5) -> list[Result]:
+        """Return what the model finds in each image, in order.
 
         Args:
             images: one or several: paths, bytes of files, or PIL images.
-            top: how many classes; fewer where the model has fewer.
+            top: how many classes of a classification; fewer where the model has fewer.
+
+        Returns:
+            For each image a `Classification`, `Detections` or `Segmentation`, as the model has it.
 
         Raises:
             ImageError: an image cannot be decoded; it names which. `stream` goes on with the others instead.
@@ -81,62 +85,51 @@ class Predictor:
             results.append(result)
         return results
 
-    def stream(self, images: Iterable[Picture], top: int = 5) -> Iterator[Classification | ImageError]:
+    def stream(self, images: Iterable[Picture], top: int = 5) -> Iterator[Result | ImageError]:
         """Yield one result per image, in order, as batches are done; for an image that cannot be decoded its error.
 
         Never more than a batch of images is in memory, however long the iterable.
         """
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
-        waiting: list[tuple[str | None, Tensor | ImageError]] = []
+        waiting: list[Prepared | ImageError] = []
         ready = 0
         for position, image in enumerate(images):
-            source = str(image) if isinstance(image, str | Path) else None
-            pixels = self._prepare(image, position)
-            ready += not isinstance(pixels, ImageError)
-            waiting.append((source, pixels))
+            prepared = self._prepare(image, position)
+            ready += not isinstance(prepared, ImageError)
+            waiting.append(prepared)
             if ready == self.batch_size or len(waiting) == 4 * self.batch_size:  # many errors must not pile up
                 yield from self._finish(waiting, top)
                 waiting.clear()
                 ready = 0
         yield from self._finish(waiting, top)
 
-    def _prepare(self, image: Picture, position: int) -> Tensor | ImageError:
+    def _prepare(self, image: Picture, position: int) -> Prepared | ImageError:
         name = "" if isinstance(image, str | Path) else f"image {position}"
         try:
             picture = _shown(image, name) if isinstance(image, Image.Image) else read_image(image, name=name)
         except ImageError as error:
             return error
-        return self.backend.preprocessing(picture)
-
-    def _finish(
-        self, waiting: list[tuple[str | None, Tensor | ImageError]], top: int
-    ) -> Iterator[Classification | ImageError]:
-        ready = [pixels for _, pixels in waiting if isinstance(pixels, Tensor)]
-        scores = iter(self._scores(torch.stack(ready))) if ready else iter(())
-        for source, pixels in waiting:
-            yield pixels if isinstance(pixels, ImageError) else self._name(next(scores), source, top)
-
-    def _scores(self, images: Tensor) -> Tensor:
-        scores = self.backend(images).float().softmax(-1)
-        if self.backend.classes and len(self.backend.classes) != scores.shape[-1]:
-            raise ValueError(f"the model has {scores.shape[-1]} logits but {len(self.backend.classes)} class names")
-        if scores.isnan().any():
-            raise ValueError(
-                "the model computed NaN; its weights are damaged, or its numbers too small for this device"
-            )
-        return scores
-
-    def _name(self, scores: Tensor, source: str | None, top: int) -> Classification:
-        best = scores.topk(min(top, len(scores)))
-        indices = tuple(best.indices.tolist())
-        classes = self.backend.classes
-        return Classification(
-            labels=tuple(classes[index] if classes else str(index) for index in indices),
-            indices=indices,
-            scores=tuple(best.values.tolist()),
-            source=source,
+        return Prepared(
+            pixels=self.backend.preprocessing(picture),
+            size=(picture.height, picture.width),
+            source=str(image) if isinstance(image, str | Path) else None,
         )
+
+    def _finish(self, waiting: Sequence[Prepared | ImageError], top: int) -> Iterator[Result | ImageError]:
+        """Compute images of one size together: beside a larger one, padding would change what a model sees."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, prepared in enumerate(waiting):
+            if isinstance(prepared, Prepared):
+                groups.setdefault(prepared.resized, []).append(place)
+        results: dict[int, Result] = {}
+        backend = self.backend
+        for places in groups.values():
+            images = [image for place in places if isinstance(image := waiting[place], Prepared)]
+            outputs = backend(torch.stack([image.pixels for image in images]))
+            results |= zip(places, read_outputs(backend.kind, outputs, images, backend.classes, top), strict=True)
+        for place, prepared in enumerate(waiting):
+            yield prepared if isinstance(prepared, ImageError) else results[place]
 
 
 def _shown(image: Image.Image, name: str) -> Image.Image:

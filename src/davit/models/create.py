@@ -5,8 +5,25 @@ from typing import Any
 from davit.models.classifier import Classifier
 from davit.models.config import ClassifierConfig
 from davit.models.davit import DaViT
+from davit.models.detector import Detector
+from davit.models.detector_config import DetectorConfig
+from davit.models.segmenter_config import SegmenterConfig
+from davit.models.upernet import Segmenter
 from davit.models.variants import IMAGE_SIZES, variant
 from davit.preprocessing import Preprocessing
+
+Model = Classifier | Detector | Segmenter
+
+
+def make_model(config: ClassifierConfig | DetectorConfig | SegmenterConfig) -> Model:
+    """Build the model that a config describes, with fresh weights."""
+    match config:
+        case ClassifierConfig():
+            return Classifier(config)
+        case DetectorConfig():
+            return Detector(config)
+        case SegmenterConfig():
+            return Segmenter(config)
 
 
 def create_model(name: str, num_classes: int = 1000, in_channels: int = 3, **fields: Any) -> Classifier:

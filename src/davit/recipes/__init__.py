@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 RECIPES = {
     "digits": "davit.recipes.digits",
+    "digits.detection": "davit.recipes.digits",
+    "digits.segmentation": "davit.recipes.digits",
     "finetune": "davit.recipes.finetune",
     "imagenet.davit_tiny": "davit.recipes.imagenet",
     "imagenet.davit_small": "davit.recipes.imagenet",
@@ -25,6 +27,11 @@ RECIPES = {
     "imagenet.davit_large_384": "davit.recipes.imagenet",
     "imagenet.davit_huge_512": "davit.recipes.imagenet",
     "imagenet.davit_giant_512": "davit.recipes.imagenet",
+    "coco.mask_rcnn_1x": "davit.recipes.coco",
+    "coco.mask_rcnn_3x": "davit.recipes.coco",
+    "coco.retinanet_1x": "davit.recipes.coco",
+    "coco.retinanet_3x": "davit.recipes.coco",
+    "ade20k.upernet": "davit.recipes.ade20k",
 }
 
 

@@ -23,6 +23,7 @@ class About:
         expected: the score to expect, with its source.
         classes: classes of its data set; 0 where that is the user's.
         images: training images of an epoch; 0 where they are the user's.
+        macs: multiply-adds of one forward, where the backbone is not all; 0 counts a classifier.
         measured: time that a run was seen to take; empty where it is only estimated.
         rate: how the learning rate follows the images per step; empty where it does not.
         crop: which evaluation crops are published; empty where none is.
@@ -35,6 +36,7 @@ class About:
     expected: str
     classes: int = 0
     images: int = 0
+    macs: int = 0
     measured: str = ""
     rate: str = ""
     crop: str = ""
@@ -75,7 +77,10 @@ class About:
         return f"{now} ({self.rate})" if self.rate else now
 
     def _crop(self, recipe: Recipe) -> str:
-        now = f"evaluation at crop {recipe.data.crop}, {recipe.data.interpolation}"
+        data = recipe.data
+        if data.longest:
+            return f"evaluation of whole pictures, short side {data.image_size}, long at most {data.longest} pixels"
+        now = f"evaluation at crop {data.crop}, {data.interpolation}"
         return f"{now} ({self.crop})" if self.crop else now
 
 
@@ -123,7 +128,7 @@ def estimate(recipe: Recipe, about: About, tflops: float) -> Cost:
     """Count a run: backward is worth two forwards, and checkpointing repeats the forward."""
     size, backbone = recipe.data.image_size, recipe.model.backbone
     return Cost(
-        macs=count_macs(backbone, size, size, about.classes or None),
+        macs=about.macs or count_macs(backbone, size, size, about.classes or None),
         passes=4 if backbone.gradient_checkpointing else 3,
         images=about.images,
         epochs=recipe.schedule.total_epochs,

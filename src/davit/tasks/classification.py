@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from davit.evaluation.accuracy import Accuracy
+from davit.evaluation.evaluate import Exchange
 from davit.structures import Batch
 from davit.tasks.mixing import Blend, draw_blend, mix_images, mix_targets
 
@@ -44,7 +45,13 @@ class ClassificationConfig:
 
 
 class ClassificationTask:
-    """The loss of a classifier over a batch of images and class indices."""
+    """The loss of a classifier over a batch of images and class indices.
+
+    Attributes:
+        score: key of the metric that chooses the best model.
+    """
+
+    score = "top1"
 
     def __init__(self, config: ClassificationConfig, num_classes: int) -> None:
         """Build for a head of `num_classes`."""
@@ -91,9 +98,10 @@ class ClassificationMetric:
         self.accuracy.update(logits, targets)
         self.entropy += F.cross_entropy(logits.double(), targets.to(logits.device), reduction="sum").cpu()
 
-    def counters(self) -> list[Tensor]:
-        """Return the tensors themselves: summing each over all processes, in place, merges their counts."""
-        return [*self.accuracy.counters(), self.entropy]
+    def merge(self, exchange: Exchange) -> None:
+        """Add up the counts of all processes."""
+        for counter in (*self.accuracy.counters(), self.entropy):
+            exchange.sum(counter)
 
     def compute(self) -> dict[str, float]:
         """Return `top1`, `top5`, `count` and `validation_loss`."""

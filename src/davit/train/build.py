@@ -1,19 +1,25 @@
-"""From a recipe to what it names: images, model, task."""
+"""From a recipe to what it names: images and model."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from davit.data.digits import Digits
 from davit.data.folder import split_folder
 from davit.data.images import find_images
-from davit.data.loader import ClassifiedImages, Part
+from davit.data.loader import Part
 from davit.models.classifier import Classifier
 from davit.models.config import ClassifierConfig, DaViTConfig
+from davit.models.create import Model, make_model
+from davit.models.davit import DaViT
+from davit.models.dense import DenseBackbone
+from davit.models.detector_config import DetectorConfig, DetectorHead
+from davit.models.segmenter_config import SegmenterConfig, UPerNetHead
 from davit.preprocessing import Preprocessing
 from davit.train.device import pick_precision
 from davit.train.distributed import World
-from davit.train.initialise import initialise, values_of
+from davit.train.initialise import coverage, initialise, values_of
 from davit.train.parallel import shard
 from davit.train.recipe import DataRecipe, Recipe
 from davit.weights.load import load
@@ -21,10 +27,10 @@ from davit.weights.load import load
 
 @dataclass(frozen=True)
 class Images:
-    """The two sides of a data set, and what was noted while they were listed."""
+    """The two sides of a data set, whose images come with what the task needs, and what was noted of them."""
 
-    train: ClassifiedImages
-    validation: ClassifiedImages
+    train: Any
+    validation: Any
     notes: tuple[str, ...] = ()
 
 
@@ -59,11 +65,13 @@ def build_images(data: DataRecipe, seed: int) -> Images:
     return Images(Part(folder, chosen), Part(folder, held_out), (note,))
 
 
-def build_model(recipe: Recipe, classes: tuple[str, ...], world: World | None = None) -> Classifier:
-    """Build the classifier of a recipe, with fresh weights or from `model.init`; the seed decides all randomness.
+def build_model(
+    recipe: Recipe, classes: tuple[str, ...], world: World | None = None, notes: list[str] | None = None
+) -> Model:
+    """Build the model of a recipe, with fresh weights or from `model.init`; the seed decides all randomness.
 
     With `world` it is sharded where the recipe says so, and fresh weights are drawn without any process holding them
-    all.
+    all. What the initial weights cover is added to `notes`.
 
     Raises:
         ValueError: the initial weights cannot be read, or take images of other channels.
@@ -71,18 +79,34 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], world: World | None = 
     start = load(recipe.model.init) if recipe.model.init else None
     given = None
     if start is not None:
-        given = start.config.backbone if isinstance(start, Classifier) else start.config
+        given = start.config if isinstance(start, (DaViT, DenseBackbone)) else start.config.backbone
     config = architecture(recipe, given)
     with torch.device("meta"):
-        model = Classifier(ClassifierConfig(backbone=config, num_classes=len(classes)))
+        model = make_model(whole_config(recipe, config, len(classes)))
     model.classes = classes
     model.preprocessing = build_preprocessing(recipe.data, start.preprocessing if start is not None else None)
     if world is not None and recipe.runtime.parallel == "fsdp":
         shard(model, world, pick_precision(recipe.runtime.precision, world.device))
     model.to_empty(device=world.device if world is not None else "cpu")
-    known = values_of(start) if start is not None else {}
-    initialise(model, recipe.runtime.seed, known, start if isinstance(start, Classifier) else None)
+    known = values_of(start, model) if start is not None else {}
+    if notes is not None and recipe.model.init:
+        notes.append(coverage(recipe.model.init, known, model))
+    classifiers = isinstance(start, Classifier) and isinstance(model, Classifier)
+    initialise(model, recipe.runtime.seed, known, start if classifiers else None)
     return model
+
+
+def whole_config(
+    recipe: Recipe, backbone: DaViTConfig, num_classes: int
+) -> ClassifierConfig | DetectorConfig | SegmenterConfig:
+    """The model of a recipe on this backbone."""
+    match recipe.model.head:
+        case DetectorHead() as head:
+            return DetectorConfig(backbone=backbone, head=head, num_classes=num_classes)
+        case UPerNetHead() as head:
+            return SegmenterConfig(backbone=backbone, head=head, num_classes=num_classes)
+        case None:
+            return ClassifierConfig(backbone=backbone, num_classes=num_classes)
 
 
 def architecture(recipe: Recipe, given: DaViTConfig | None) -> DaViTConfig:
@@ -106,9 +130,12 @@ def architecture(recipe: Recipe, given: DaViTConfig | None) -> DaViTConfig:
 
 def build_preprocessing(data: DataRecipe, known: Preprocessing | None) -> Preprocessing:
     """Size and crop of the recipe; mean and deviation of the initial weights, where they say so."""
-    size = (data.image_size, data.image_size)
     usual = Preprocessing.imagenet(data.image_size, data.channels)
     mean, std = (known.mean, known.std) if known else (usual.mean, usual.std)
-    if not known and data.source == "digits":
-        mean, std = (0.5,), (0.5,)
-    return Preprocessing(size=size, crop=data.crop, interpolation=data.interpolation, mean=mean, std=std)
+    if not known and data.source in ("digits", "scenes"):
+        mean, std = (0.5,) * data.channels, (0.5,) * data.channels
+    if data.longest:
+        size, fit = (data.image_size, data.longest), "within"
+    else:
+        size, fit = (data.image_size, data.image_size), "crop"
+    return Preprocessing(size=size, crop=data.crop, fit=fit, interpolation=data.interpolation, mean=mean, std=std)

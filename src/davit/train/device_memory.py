@@ -70,7 +70,8 @@ class Planner:
         self.recipe, self.world, self.precision, self.gpu = recipe, world, precision, gpu
         size = recipe.data.image_size
         self.shape = (micro_batch, recipe.data.channels, size, size)
-        self.task = ClassificationTask(replace(recipe.task, mix_probability=0.0), classes)
+        settings, _ = recipe.classification("--dry-run")
+        self.task = ClassificationTask(replace(settings, mix_probability=0.0), classes)
         self.sharded = world > 1 and recipe.runtime.parallel == "fsdp"
         with torch.device("meta"):
             model = Classifier(self.config)

@@ -1,6 +1,5 @@
 """What a run will take, before it runs: memory of each device, communication of each step, days."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +133,7 @@ def report(recipe: Recipe, *, world: int = 1, tflops: float | None = None) -> Dr
     """
     if world < 1 or (tflops is not None and tflops <= 0):
         raise ValueError(f"world must be at least 1 and tflops positive, got {world} and {tflops}")
+    recipe.classification("--dry-run")
     images, classes, notes = _count_images(recipe)
     config, more = _architecture(recipe)
     recipe = replace(recipe, model=replace(recipe.model, backbone=config))
@@ -151,7 +151,7 @@ def report(recipe: Recipe, *, world: int = 1, tflops: float | None = None) -> Dr
         images=images,
         batch_size=batch_size,
         micro_batch=len(rows[0]),
-        steps=math.ceil(recipe.schedule.total_epochs * images / batch_size),
+        steps=recipe.schedule.total_steps(images, batch_size),
         plain=planner.memory(checkpointing=False),
         checkpointed=planner.memory(checkpointing=True),
         communication=planner.communication(),

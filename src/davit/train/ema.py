@@ -10,19 +10,22 @@ from davit.train.parallel import local
 
 
 class Average:
-    """The average of a model's parameters.
+    """The average of a model's parameters, and of the running statistics of its batch norms.
 
     The first steps count more, min(decay, (1 + n) / (10 + n)), so that short runs do not keep their random start.
 
     Attributes:
-        tensors: the averages by parameter name; sharded as the parameters are.
+        tensors: the averages by name; sharded as the parameters are.
         updates: how many steps they hold.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """Begin with the weights of `model`, which is followed from then on."""
-        self.parameters = [local(parameter.detach()) for parameter in model.parameters()]
-        self.tensors: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters()}
+        saved = model.state_dict().keys()
+        buffers = {name: b for name, b in model.named_buffers() if name in saved and b.is_floating_point()}
+        followed = dict(model.named_parameters()) | buffers
+        self.parameters = [local(tensor.detach()) for tensor in followed.values()]
+        self.tensors: dict[str, Tensor] = {name: tensor.detach().clone() for name, tensor in followed.items()}
         self.decay = decay
         self.updates = 0
 

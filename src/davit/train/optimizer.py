@@ -19,6 +19,8 @@ class OptimizerConfig:
         clip_norm: largest norm of the whole gradient; 0 for no clipping.
         layer_decay: factor on the rate from each dual attention block to the one below; 1 for none.
         frozen_epochs: epochs at the start during which the backbone keeps its initial weights.
+        frozen_stages: stages of the backbone, from the stem on, that keep them to the end.
+        decay_all: let biases and norms decay, too, as the official detection and segmentation do.
     """
 
     learning_rate: float = 1e-3
@@ -28,6 +30,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     layer_decay: float = 1.0
     frozen_epochs: float = 0.0
+    frozen_stages: int = 0
+    decay_all: bool = False
 
     def __post_init__(self) -> None:
         """Refuse rates that cannot train."""
@@ -35,6 +39,8 @@ class OptimizerConfig:
             raise ValueError(f"learning_rate must be positive, weight_decay and clip_norm not negative, got {self}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
+        if not 0 <= self.frozen_stages <= 4:
+            raise ValueError(f"frozen_stages must lie in 0 to 4, got {self.frozen_stages}")
         if self.frozen_epochs < 0:
             raise ValueError(f"frozen_epochs must not be negative, got {self.frozen_epochs}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -73,7 +79,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1
+        decays = parameter.ndim > 1 or config.decay_all
         depth = depths[name] if config.layer_decay < 1 else top
         group = groups.setdefault(
             (depth, decays),

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from davit.evaluation.evaluate import Exchange
 from davit.structures import Batch
 
 
@@ -18,8 +19,8 @@ class Metric(Protocol):
         """Count a batch."""
         ...
 
-    def counters(self) -> list[Tensor]:
-        """Return the tensors that add up."""
+    def merge(self, exchange: Exchange, /) -> None:
+        """Put together what all processes counted; every process calls it."""
         ...
 
     def compute(self) -> dict[str, float]:
@@ -56,7 +57,3 @@ class Plan:
     def epochs(self, step: int) -> float:
         """Epochs done after `step` steps."""
         return step * self.batch_size / self.samples
-
-    def steps(self, epochs: float) -> int:
-        """Steps after which so many epochs are done."""
-        return -int(-epochs * self.samples // self.batch_size)

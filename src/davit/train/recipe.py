@@ -3,9 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from davit.data.detection_transforms import DetectionAugmentation
+from davit.data.segmentation_transforms import SegmentationAugmentation
 from davit.data.transforms import Augmentation
 from davit.models.config import DaViTConfig
+from davit.models.detector_config import DetectorHead
+from davit.models.segmenter_config import UPerNetHead
 from davit.tasks.classification import ClassificationConfig
+from davit.tasks.detection import DetectionConfig
+from davit.tasks.segmentation import SegmentationConfig
 from davit.train.optimizer import OptimizerConfig
 from davit.train.schedule import ScheduleConfig
 
@@ -19,12 +25,14 @@ class ModelRecipe:
         backbone: the architecture itself; with `init` only `drop_path` and `gradient_checkpointing` count.
         init: a checkpoint of any known format or a weight name to start from; empty for fresh weights.
         window: side of the windows where `init` was trained at another image size; 0 keeps those of its architecture.
+        head: what stands on the backbone of a detector or segmenter; a classifier's head has no settings.
     """
 
     variant: str
     backbone: DaViTConfig
     init: str = ""
     window: int = 0
+    head: DetectorHead | UPerNetHead | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +40,16 @@ class DataRecipe:
     """What it learns from.
 
     Attributes:
-        source: the built-in digits, or a folder of class folders.
+        source: the built-in `digits` or `scenes` of them; a `folder` of class folders or shards; `coco` annotations;
+            `masks`: a folder of pictures and index masks.
         root: that folder, with `train/` and `val/` or to be split.
         validation_share: share of a folder without `train/` and `val/` that is held out.
+        scenes: training scenes in an epoch; a tenth as many are there for validation.
+        class_list: file with the class names of `masks`, a line each, where it does not lie in `root`.
+        ignore: labels of `masks` that stand for no class, beside 255.
         image_size: side of the square the model sees, in pixels.
+        longest: where pictures keep their shape, as in detection: `image_size` is then their short side, unless this
+            would make the long one longer than `longest`; 0 makes squares.
         channels: 1 for grey, 3 for RGB.
         crop: side of the central crop in evaluation over the side it is cut from.
         interpolation: filter of resizes.
@@ -44,16 +58,20 @@ class DataRecipe:
         augmentation: how training images are varied.
     """
 
-    source: Literal["digits", "folder"]
+    source: Literal["digits", "scenes", "folder", "coco", "masks"]
     root: str = ""
     validation_share: float = 0.2
+    scenes: int = 2000
+    class_list: str = ""
+    ignore: tuple[int, ...] = ()
     image_size: int = 224
+    longest: int = 0
     channels: int = 3
     crop: float = 0.9
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     batch_size: int = 128
     workers: int = -1
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation | DetectionAugmentation | SegmentationAugmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be loaded."""
@@ -61,6 +79,10 @@ class DataRecipe:
             raise ValueError("batch_size and image_size must be at least 1, workers at least 0, or -1 to choose")
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        if self.scenes < 10:
+            raise ValueError(f"scenes must be at least 10, got {self.scenes}")
+        if self.longest and self.longest < self.image_size:
+            raise ValueError(f"longest must be 0 or at least image_size, got {self.longest} and {self.image_size}")
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must lie in (0, 1), got {self.validation_share}")
 
@@ -109,8 +131,19 @@ class Recipe:
 
     name: str
     model: ModelRecipe
-    task: ClassificationConfig
+    task: ClassificationConfig | DetectionConfig | SegmentationConfig
     data: DataRecipe
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     runtime: RuntimeRecipe
+
+    def classification(self, what: str) -> tuple[ClassificationConfig, Augmentation]:
+        """The settings of a classification recipe, for what is there for these alone.
+
+        Raises:
+            ValueError: it is another task's; `what` names what was asked for.
+        """
+        task, augmentation = self.task, self.data.augmentation
+        if not isinstance(task, ClassificationConfig) or not isinstance(augmentation, Augmentation):
+            raise ValueError(f"{what} is for recipes of classification, and {self.name} is none")
+        return task, augmentation

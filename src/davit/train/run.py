@@ -10,21 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from davit import __version__
 from davit.atomic import atomic_write
-from davit.data.loader import Part, Share, StepSampler, TrainSamples, evaluation_batches, train_loader
-from davit.data.transforms import TrainTransform
+from davit.data.loader import Share, StepSampler, train_loader
 from davit.models.classifier import Classifier
 from davit.models.complexity import count_macs, count_parameters
+from davit.models.create import Model, make_model
+from davit.models.detector import Detector
+from davit.models.upernet import Segmenter
 from davit.records import differences, from_json, to_json
-from davit.tasks.classification import ClassificationMetric, ClassificationTask
-from davit.train.build import Images, build_images, build_model
+from davit.train.build import Images, build_model
 from davit.train.checkpoint import latest_point
 from davit.train.device import pick_workers
 from davit.train.distributed import World, joined, naming_lost_processes
-from davit.train.plan import Plan
+from davit.train.plan import Metric, Plan
 from davit.train.recipe import Recipe
+from davit.train.sides import ScoredTask, list_images, make_task, train_samples, validation_batches
 from davit.train.stop import StopRequest
 from davit.train.trainer import Trainer
 from davit.weights.load import load
@@ -49,10 +52,10 @@ class RunResult:
 
     recipe: Recipe
     folder: Path
-    model: Classifier
+    model: Model
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
-    metric: ClassificationMetric
+    metric: Metric
     images: Images
 
 
@@ -72,12 +75,12 @@ def run(recipe: Recipe, folder: Path) -> RunResult | None:
         LostProcessError: another process of the run ended; its last checkpoint is intact.
     """
     with joined(recipe.runtime) as world, StopRequest() as stop, naming_lost_processes(world):
-        images = build_images(recipe.data, recipe.runtime.seed)
+        images = list_images(recipe)
         world.once(lambda: claim(folder, recipe))
-        model = build_model(recipe, images.train.classes, world)
-        task = ClassificationTask(recipe.task, len(images.train.classes))
-        trainer = Trainer(recipe, model, task, make_plan(recipe, model, task, images, world), folder, world)
         notes = list(images.notes)
+        model = build_model(recipe, images.train.classes, world, notes)
+        task = make_task(recipe, images)
+        trainer = Trainer(recipe, model, task, make_plan(recipe, model, task, images, world), folder, world)
         if point := latest_point(folder, world):
             trainer.resume(point)
             notes.append(f"going on after step {point.step} of {trainer.total} in {folder}")
@@ -95,8 +98,7 @@ def claim(folder: Path, recipe: Recipe) -> None:
     """
     path = folder / "recipe.json"
     if path.exists():
-        theirs = json.loads(path.read_text())
-        lines = differences(to_json(recipe), theirs)
+        lines = differences(to_json(recipe), _with_defaults(json.loads(path.read_text())))
         if lines:
             raise ValueError(
                 f"{folder} holds another run ({'; '.join(lines[:8])}): choose another --out, "
@@ -110,14 +112,20 @@ def claim(folder: Path, recipe: Recipe) -> None:
     write_json(path, to_json(recipe))
 
 
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the fields that came after it."""
+    try:
+        return to_json(from_json(Recipe, values))
+    except ValueError:  # of a newer davit, or damaged: its differences are named
+        return values
+
+
 def read_recipe(folder: Path) -> Recipe:
     """The recipe of a run folder."""
     return from_json(Recipe, json.loads((folder / "recipe.json").read_text()))
 
 
-def make_plan(
-    recipe: Recipe, model: Classifier, task: ClassificationTask, images: Images, world: World | None = None
-) -> Plan:
+def make_plan(recipe: Recipe, model: Model, task: ScoredTask, images: Images, world: World | None = None) -> Plan:
     """Tell the trainer where batches come from and how a model is scored and saved.
 
     Raises:
@@ -126,12 +134,13 @@ def make_plan(
     world = world or World()
     data, seed, preprocessing = recipe.data, recipe.runtime.seed, model.preprocessing
     assert preprocessing is not None
-    samples = TrainSamples(images.train, TrainTransform(data.augmentation, preprocessing), seed)
+    samples = train_samples(recipe, preprocessing, images)
     batch_size = min(data.batch_size, len(images.train))
     share = Share(rank=world.rank, size=world.size, accumulate=recipe.runtime.accumulate)
     workers = pick_workers(data.workers, world.device)
-    validation = Part(images.validation, list(range(world.rank, len(images.validation), world.size)))
-    together = max(1, batch_size // world.size)
+    validation, count = validation_batches(
+        recipe, preprocessing, images, world, batch_size=max(1, batch_size // world.size), workers=workers
+    )
 
     def keep(state: dict[str, Tensor], path: Path, scores: dict[str, float]) -> None:
         _save(state, model, path, recipe, scores)
@@ -142,18 +151,18 @@ def make_plan(
         batches=lambda steps: train_loader(
             samples, StepSampler(len(images.train), batch_size, seed, steps, share), workers
         ),
-        validation=lambda: evaluation_batches(validation, preprocessing, batch_size=together, workers=workers),
-        validation_count=-(-len(images.validation) // (together * world.size)),
+        validation=validation,
+        validation_count=count,
         blank=torch.zeros(1, data.channels, *preprocessing.size),
         metric=task.metric,
         save_model=keep,
-        score="top1",
+        score=task.score,
     )
 
 
-def _save(state: dict[str, Tensor], described: Classifier, path: Path, recipe: Recipe, scores: dict[str, Any]) -> None:
+def _save(state: dict[str, Tensor], described: Model, path: Path, recipe: Recipe, scores: dict[str, Any]) -> None:
     with torch.device("meta"):
-        model = Classifier(described.config)
+        model = make_model(described.config)
     model.load_state_dict(state, assign=True)
     model.classes, model.preprocessing = described.classes, described.preprocessing
     provenance = {
@@ -173,16 +182,15 @@ def _finish(
     if not trainer.world.first:
         return None
     model = load(folder / MODEL)
-    assert isinstance(model, Classifier)
-    assert isinstance(metric, ClassificationMetric)
-    config, size = model.config, recipe.data.image_size
+    assert isinstance(model, (Classifier, Detector, Segmenter))
     seconds = trainer.progress["seconds"]
+    parameters, macs = _cost(model, trainer.plan.blank)
     metrics: dict[str, Any] = scores | {
         "seconds": round(seconds, 2),
         "steps": trainer.total,
         "images_per_second": round(trainer.total * trainer.plan.batch_size / max(seconds, 1e-9), 2),
-        "parameters": count_parameters(config.backbone, config.num_classes),
-        "macs": count_macs(config.backbone, size, size, config.num_classes),
+        "parameters": parameters,
+        "macs": macs,
         "processes": trainer.world.size,
         "skipped_steps": trainer.progress["skipped"],
         "unreadable_samples": trainer.progress.get("unreadable", 0),
@@ -193,6 +201,19 @@ def _finish(
     return RunResult(
         recipe=recipe, folder=folder, model=model, metrics=metrics, history=history, metric=metric, images=images
     )
+
+
+def _cost(model: Model, blank: Tensor) -> tuple[int, int]:
+    """Parameters, and multiply-adds for one image; those of detectors and segmenters are counted by torch."""
+    if isinstance(model, Classifier):
+        config = model.config
+        return (
+            count_parameters(config.backbone, config.num_classes),
+            count_macs(config.backbone, blank.shape[-2], blank.shape[-1], config.num_classes),
+        )
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(blank)
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
 
 
 def environment() -> dict[str, Any]:

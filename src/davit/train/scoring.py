@@ -13,16 +13,15 @@ from davit.train.stop import StopRequest, TrainingStoppedError
 
 
 def score(model: nn.Module, plan: Plan, world: World, stop: StopRequest) -> tuple[dict[str, float], Metric]:
-    """Score a model; each process takes its share of the validation batches, and the counters are summed.
+    """Score a model; each process takes its share of the validation batches, and their counts are put together.
 
     Raises:
         TrainingStoppedError: SIGTERM or SIGINT came meanwhile, to any process.
     """
     metric = plan.metric()
     evaluate(model, _together(model, plan, world, stop), _Counting(metric))
-    for counter in metric.counters():
-        world.sum(counter)
-    return metric.compute(), metric
+    metric.merge(world)
+    return world.once(metric.compute), metric
 
 
 def _together(model: nn.Module, plan: Plan, world: World, stop: StopRequest) -> Generator[Batch]:
@@ -39,7 +38,7 @@ def _together(model: nn.Module, plan: Plan, world: World, stop: StopRequest) -> 
 
 
 class _Counting:
-    """A metric whose scores wait until the counters of all processes are summed."""
+    """A metric whose scores wait until the counts of all processes are put together."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from davit.data.loader import Share
 from davit.models.blocks import DropPath, DualAttentionBlock
 from davit.models.davit import DaViT
+from davit.models.detect_matching import ImageGenerators
 from davit.seeding import seed_everything
 from davit.structures import Batch
 from davit.train.distributed import World
@@ -18,6 +19,7 @@ from davit.train.ema import Average
 from davit.train.optimizer import make_optimizer, set_rate
 from davit.train.parallel import exchange, replicate, whole
 from davit.train.recipe import Recipe
+from davit.train.statistics import Statistics
 
 STEP_STREAM = 1  # separates the randomness of steps from that of samples
 
@@ -48,7 +50,8 @@ class Stepper:
         self.optimizer = make_optimizer(model, recipe.optimizer)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == torch.float16)
         self.average = Average(model, recipe.runtime.ema) if recipe.runtime.ema else None
-        self.drop_paths = [module for module in model.modules() if isinstance(module, DropPath)]
+        self.statistics = Statistics(model, world)
+        self.random = [module for module in model.modules() if isinstance(module, (DropPath, ImageGenerators))]
         self.frozen: bool | None = None
         self.parallel: nn.Module = model
         self.forward: Callable[..., Tensor] = model
@@ -57,6 +60,7 @@ class Stepper:
         """Compute the gradients of a step; return this process's mean loss, and whether all of it is finite."""
         self._freeze(frozen)
         self.model.train()
+        self.statistics.keep()
         set_rate(self.optimizer, rate)
         total = torch.zeros((), device=self.world.device)
         for rows in self.rows:
@@ -78,10 +82,15 @@ class Stepper:
         self.scaler.step(self.optimizer)
         if self.average:
             self.average.update()
-        self.clear()
+        self.statistics.share()
+        self._forget()
 
-    def clear(self) -> None:
-        """Forget the gradients; weights, moments and average stay as they are."""
+    def skip(self) -> None:
+        """Forget the gradients; weights, moments, average and statistics stay as they are."""
+        self.statistics.restore()
+        self._forget()
+
+    def _forget(self) -> None:
         self.scaler.update()
         self.optimizer.zero_grad()
 
@@ -89,14 +98,15 @@ class Stepper:
         """Everything to save or to read into, by name; `stored` makes room for the moments that it names."""
         tensors = {f"model.{name}": parameter.detach() for name, parameter in self.model.named_parameters()}
         saved = self.model.state_dict().keys()
-        tensors |= {f"model.{name}": buffer for name, buffer in self.model.named_buffers() if name in saved}
+        buffers = {f"model.{name}": buffer for name, buffer in self.model.named_buffers() if name in saved}
+        tensors |= {name: _with_axes(buffer) for name, buffer in buffers.items()}
         if self.average:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         for name, parameter in self.model.named_parameters():
             if stored and f"optimizer.{name}.step" in stored:
                 self.optimizer.state[parameter] = _no_moments(parameter)
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = value if value.ndim else value.view(1)
+                tensors[f"optimizer.{name}.{key}"] = _with_axes(value)
         return tensors
 
     def bytes_to_save(self) -> int:
@@ -121,8 +131,8 @@ class Stepper:
 
     def _place(self, step: int, first: int) -> None:
         seed_everything(self.recipe.runtime.seed, STEP_STREAM, step)  # drop path and mixing
-        for drop_path in self.drop_paths:
-            drop_path.place(first, self.batch_size)
+        for module in self.random:
+            module.place(first, self.batch_size)
 
     def _freeze(self, frozen: bool) -> None:
         """Freeze or free the backbone; what is wrapped around a model depends on which weights learn."""
@@ -132,6 +142,7 @@ class Stepper:
         for module in self.model.modules():
             if isinstance(module, DaViT):
                 module.requires_grad_(not frozen)
+                module.stages[: self.recipe.optimizer.frozen_stages].requires_grad_(False)
         self.forward = self.parallel = replicate(self.model, self.world)
         if not self.recipe.runtime.compile:
             return
@@ -141,6 +152,11 @@ class Stepper:
                     module.compile()
         else:
             self.forward = torch.compile(self.parallel)
+
+
+def _with_axes(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a view of one axis: checkpoints of several processes know no numbers."""
+    return tensor if tensor.ndim else tensor.view(1)
 
 
 def _no_moments(parameter: Tensor) -> dict[str, Tensor]:

@@ -115,7 +115,13 @@ def shortened(recipe: Recipe, rate: float, epochs: int) -> Recipe:
         recipe,
         optimizer=replace(optimizer, learning_rate=rate, frozen_epochs=min(optimizer.frozen_epochs, epochs / 4)),
         schedule=replace(
-            schedule, epochs=epochs, warmup_epochs=min(schedule.warmup_epochs, epochs / 4), cooldown_epochs=0
+            schedule,
+            epochs=epochs,
+            steps=0,
+            warmup_epochs=min(schedule.warmup_epochs, epochs / 4),
+            warmup_steps=0,
+            cooldown_epochs=0,
+            drops=tuple(drop * epochs / schedule.epochs for drop in schedule.drops),
         ),
         runtime=replace(recipe.runtime, ema=0.0, evaluate_every=epochs),
     )

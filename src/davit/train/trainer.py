@@ -43,7 +43,7 @@ class Trainer:
         self.model = model.to(self.world.device)
         precision = pick_precision(recipe.runtime.precision, self.world.device)
         self.stepper = Stepper(recipe, self.model, task, self.world, plan.batch_size, precision)
-        self.total = plan.steps(recipe.schedule.total_epochs)
+        self.total = recipe.schedule.total_steps(plan.samples, plan.batch_size)
         self.progress: dict[str, Any] = {"skipped": 0, "skipped_in_a_row": 0, "seconds": 0.0, "best": None}
         self.first_step = 0
         self.window = Window()
@@ -155,7 +155,7 @@ class Trainer:
         return bool(agreed[2]), bool(agreed[3])
 
     def _skip(self, step: int, seen: list[Batch], *, finite: bool, log: RunLog) -> None:
-        self.stepper.clear()
+        self.stepper.skip()
         self.progress["skipped"] += 1
         self.progress["skipped_in_a_row"] += 1
         mine: list[int] = [] if finite else [index for batch in seen for index in batch.ids]

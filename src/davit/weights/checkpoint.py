@@ -15,13 +15,24 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from davit.atomic import atomic_write
 from davit.models.config import ClassifierConfig, DaViTConfig
+from davit.models.detector_config import DetectorConfig
+from davit.models.segmenter_config import SegmenterConfig
 from davit.preprocessing import Preprocessing
 from davit.records import from_json, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["classifier", "backbone", "dense"]
+Kind = Literal["classifier", "backbone", "dense", "detector", "segmenter"]
+ModelConfig = ClassifierConfig | DetectorConfig | SegmenterConfig | DaViTConfig
+
+CONFIGS: dict[str, type[ModelConfig]] = {
+    "classifier": ClassifierConfig,
+    "backbone": DaViTConfig,
+    "dense": DaViTConfig,
+    "detector": DetectorConfig,
+    "segmenter": SegmenterConfig,
+}
 
 VERSION = "1"
 HEADER_LIMIT = 100_000_000  # bytes; the limit of safetensors itself
@@ -41,12 +52,12 @@ class Header:
         kind: which of our modules the tensors belong to.
         config: its architecture.
         preprocessing: what images go through before it, where known.
-        classes: a name per logit, or none.
+        classes: a name per class, or none.
         provenance: where the weights come from; any JSON values.
     """
 
     kind: Kind
-    config: ClassifierConfig | DaViTConfig
+    config: ModelConfig
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -55,11 +66,11 @@ class Header:
         """Refuse a header that contradicts itself."""
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
-        if isinstance(self.config, ClassifierConfig) != (self.kind == "classifier"):
+        if type(self.config) is not CONFIGS[self.kind]:
             raise ValueError(f"a {self.kind} cannot have a {type(self.config).__name__}")
-        logits = self.config.num_classes if isinstance(self.config, ClassifierConfig) else 0
-        if self.classes and len(self.classes) != logits:
-            raise ValueError(f"{len(self.classes)} class names for {logits} logits: give one name per logit, or none")
+        count = 0 if isinstance(self.config, DaViTConfig) else self.config.num_classes
+        if self.classes and len(self.classes) != count:
+            raise ValueError(f"{len(self.classes)} class names for {count} classes: give each its name, or none")
         if len(set(self.classes)) < len(self.classes):
             twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
             raise ValueError(f"class names must differ, got {', '.join(twice[:5])} more than once")
@@ -67,7 +78,7 @@ class Header:
     @property
     def backbone(self) -> DaViTConfig:
         """The architecture under the head, if there is one."""
-        return self.config.backbone if isinstance(self.config, ClassifierConfig) else self.config
+        return self.config if isinstance(self.config, DaViTConfig) else self.config.backbone
 
 
 def write_checkpoint(path: str | Path, header: Header, tensors: Mapping[str, "Tensor"]) -> None:
@@ -142,8 +153,8 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def dtype_name(tensor: "Tensor") -> str:
-    """The name safetensors gives to a floating type."""
-    names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    """The name safetensors gives to a type; the only integers are the counters of batch norms."""
+    names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in names:
         raise ValueError(f"weights are floating point numbers, got {name}")
@@ -229,7 +240,7 @@ def _parse(path: str | Path, metadata: Mapping[str, str]) -> Header:
         preprocessing = json.loads(metadata["preprocessing"])
         return Header(
             kind=kind,  # type: ignore[bad-argument-type]  # __post_init__ refuses other words
-            config=from_json(ClassifierConfig if kind == "classifier" else DaViTConfig, json.loads(metadata["config"])),
+            config=from_json(CONFIGS.get(kind, DaViTConfig), json.loads(metadata["config"])),  # type: ignore[no-matching-overload]
             preprocessing=from_json(Preprocessing, preprocessing) if preprocessing else None,
             classes=tuple(json.loads(metadata["classes"])),
             provenance=json.loads(metadata["provenance"]),

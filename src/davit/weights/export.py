@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from davit.models.config import ClassifierConfig, DaViTConfig
+from davit.models.config import DaViTConfig
 from davit.naming import unknown_name
 from davit.weights.checkpoint import Header
 from davit.weights.convert.florence2 import FLORENCE2, FLORENCE2_NATIVE
@@ -68,7 +68,9 @@ def _obstacle(header: Header, format: Format) -> str | None:
 
 
 def _wrong_kind(header: Header, format: Format) -> str:
-    if isinstance(header.config, ClassifierConfig):
+    if header.kind in ("detector", "segmenter"):
+        return f"the format holds no {header.kind}; save its .backbone"
+    if header.kind == "classifier":
         dense = format is OFFICIAL_DENSE
         way_out = "the authors' dense code reads the official format" if dense else "save its .backbone"
         return f"the format holds no classifier head; {way_out}"

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from davit.models.classifier import Classifier
 from davit.models.config import ClassifierConfig, DaViTConfig
+from davit.models.create import make_model
 from davit.models.davit import DaViT
 from davit.models.dense import DenseBackbone
+from davit.models.detector import Detector
+from davit.models.upernet import Segmenter
 from davit.models.variants import IMAGE_SIZES, VARIANTS
 from davit.naming import unknown_name
 from davit.preprocessing import Preprocessing
@@ -23,6 +26,8 @@ from davit.weights.convert.recognise import locate
 from davit.weights.convert.rename import StateDict, describe
 from davit.weights.download import download
 from davit.weights.source import SUFFIXES, find_file, read_tensors
+
+LoadedModel = Classifier | Detector | Segmenter | DaViT | DenseBackbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class Weights:
     left: tuple[str, ...] = ()
 
 
-def load(source: str | Path, *, variant: str | None = None, **fields: Any) -> Classifier | DaViT | DenseBackbone:
+def load(source: str | Path, *, variant: str | None = None, **fields: Any) -> LoadedModel:
     """Load a model, in evaluation mode and float32, with its `config`, `preprocessing` and `classes`.
 
     Args:
@@ -98,14 +103,17 @@ def read_foreign(path: Path, variant: str | None, fields: Mapping[str, Any]) -> 
     return Weights(header=header, tensors=tensors, format=found.format.name, left=found.left)
 
 
-def build(weights: Weights) -> Classifier | DaViT | DenseBackbone:
+def build(weights: Weights) -> LoadedModel:
     """Make the model of some weights, in evaluation mode and float32."""
     header = weights.header
     model = _skeleton(header)
-    tensors = {key: tensor.to(torch.float32, copy=True) for key, tensor in weights.tensors.items()}
+    tensors = {
+        key: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for key, tensor in weights.tensors.items()
+    }
     model.load_state_dict(tensors, strict=True, assign=True)
     model.preprocessing = header.preprocessing
-    if isinstance(model, Classifier):
+    if isinstance(model, (Classifier, Detector, Segmenter)):
         model.classes = header.classes
     return model.eval()
 
@@ -127,15 +135,18 @@ def check_tensors(header: Header, tensors: StateDict) -> None:
         if tensor.shape != wanted[key].shape:
             shapes = f"{tuple(tensor.shape)}, wanted {tuple(wanted[key].shape)}"
             raise ValueError(f"tensor {key} (our name) has shape {shapes}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"tensor {key} (our name) has type {tensor.dtype}, wanted floating point numbers")
+        if tensor.is_floating_point() != wanted[key].is_floating_point():
+            kind = "floating point numbers" if wanted[key].is_floating_point() else "whole numbers"
+            raise ValueError(f"tensor {key} (our name) has type {tensor.dtype}, wanted {kind}")
 
 
-def _skeleton(header: Header) -> Classifier | DaViT | DenseBackbone:
+def _skeleton(header: Header) -> LoadedModel:
     with torch.device("meta"):  # no memory and no initialisation: the tensors take these places
-        if isinstance(header.config, ClassifierConfig):
-            return Classifier(header.config)
-        return DenseBackbone(header.config) if header.kind == "dense" else DaViT(header.config)
+        match header.config:
+            case DaViTConfig():
+                return DenseBackbone(header.config) if header.kind == "dense" else DaViT(header.config)
+            case config:
+                return make_model(config)
 
 
 def _read_ours(path: Path, variant: str | None, fields: Mapping[str, Any]) -> Weights:
@@ -144,7 +155,7 @@ def _read_ours(path: Path, variant: str | None, fields: Mapping[str, Any]) -> We
         raise ValueError(f"{path}: says itself what it is, and that is not {variant}; leave the variant out")
     changed = header.backbone.override(**fields)
     whole = header.config
-    whole = dataclasses.replace(whole, backbone=changed) if isinstance(whole, ClassifierConfig) else changed
+    whole = changed if isinstance(whole, DaViTConfig) else dataclasses.replace(whole, backbone=changed)
     header = dataclasses.replace(header, config=whole)
     try:
         check_tensors(header, tensors)

@@ -7,15 +7,18 @@ from typing import Any
 
 from davit import __version__
 from davit.models.classifier import Classifier
-from davit.models.config import ClassifierConfig
+from davit.models.config import DaViTConfig
 from davit.models.davit import DaViT
 from davit.models.dense import DenseBackbone
+from davit.models.detector import Detector
+from davit.models.upernet import Segmenter
 from davit.weights.checkpoint import Header, Kind, write_checkpoint
 from davit.weights.convert.infer import without_training
+from davit.weights.load import LoadedModel
 
 
 def save(
-    model: Classifier | DaViT | DenseBackbone,
+    model: LoadedModel,
     path: str | Path,
     *,
     provenance: Mapping[str, Any] | None = None,
@@ -37,22 +40,28 @@ def save(
     write_checkpoint(path, header_of(model, provenance or {}), model.state_dict())
 
 
-def header_of(model: Classifier | DaViT | DenseBackbone, provenance: Mapping[str, Any]) -> Header:
+def header_of(model: LoadedModel, provenance: Mapping[str, Any]) -> Header:
     """What a checkpoint of this model says about it."""
-    kinds: dict[type, Kind] = {Classifier: "classifier", DaViT: "backbone", DenseBackbone: "dense"}
+    kinds: dict[type, Kind] = {
+        Classifier: "classifier",
+        DaViT: "backbone",
+        DenseBackbone: "dense",
+        Detector: "detector",
+        Segmenter: "segmenter",
+    }
     kind = kinds.get(type(model))
     if kind is None:
         raise ValueError(
-            f"a checkpoint holds a Classifier, DaViT or DenseBackbone, got {type(model).__name__}; "
+            f"a checkpoint holds a {', '.join(known.__name__ for known in kinds)}, got {type(model).__name__}; "
             "take the model out of its wrapper (._orig_mod of torch.compile, .module of data parallelism)"
         )
     config = model.config
     return Header(
         kind=kind,
-        config=dataclasses.replace(config, backbone=without_training(config.backbone))
-        if isinstance(config, ClassifierConfig)
-        else without_training(config),
+        config=without_training(config)
+        if isinstance(config, DaViTConfig)
+        else dataclasses.replace(config, backbone=without_training(config.backbone)),
         preprocessing=model.preprocessing,
-        classes=tuple(model.classes) if isinstance(model, Classifier) else (),
+        classes=() if isinstance(model, (DaViT, DenseBackbone)) else tuple(model.classes),
         provenance={"davit": __version__, **provenance},
     )

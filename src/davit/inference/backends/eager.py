@@ -1,8 +1,13 @@
 """The model itself, operation by operation."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from davit.inference.backends.protocol import Kind
+from davit.models.detector import Detector
+from davit.models.upernet import Segmenter, SegmenterOutput
 from davit.preprocessing import Preprocessing
 
 
@@ -11,6 +16,7 @@ class EagerBackend:
 
     Attributes:
         device: where it computes.
+        kind: what the model does.
         preprocessing: the model's.
         classes: the model's; empty where it names none.
     """
@@ -34,12 +40,24 @@ class EagerBackend:
         self.device = choose_device(device)
         self.preprocessing = preprocessing
         self.classes: tuple[str, ...] = tuple(getattr(model, "classes", ()))
+        self.kind: Kind = (
+            "detection"
+            if isinstance(model, Detector)
+            else "segmentation"
+            if isinstance(model, Segmenter)
+            else "classification"
+        )
         self._model = model.to(self.device).eval()
 
-    def __call__(self, images: Tensor) -> Tensor:  # (B, C, H, W)
-        """Return logits, (B, classes), on the device of the images."""
+    def __call__(self, images: Tensor) -> Any:  # (B, C, H, W)
+        """Return the outputs on the device of the images; see `Backend`."""
         with torch.inference_mode():
-            return self._model(images.to(self.device)).to(images.device)
+            outputs = self._model(images.to(self.device))
+        if isinstance(outputs, Tensor):
+            return outputs.to(images.device)
+        if isinstance(outputs, SegmenterOutput):
+            return outputs.logits.to(images.device)
+        return [output.to(images.device) for output in outputs]
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

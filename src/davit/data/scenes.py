@@ -1,0 +1,253 @@
+"""Digit scenes: several of the built-in digits in one picture, with exact boxes and masks, and no download."""
+
+from dataclasses import dataclass
+from math import ceil, cos, exp, log, radians, sin
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from davit.data.digits import CLASSES, Digits
+from davit.structures import Instances, encode_mask
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST_DIGITS = 8
+SMALLEST = 14.0  # pixels; a smaller digit cannot be read
+LARGEST = 0.44  # of the side
+OVERLAP = 0.2  # share of a digit that others may cover, and that may lie on others
+_TRIES = 8  # places tried for a digit before it is left out
+_BORDER = 1  # empty pixels around the 8x8 source, into which the ink fades
+_SOURCE = 8 + 2 * _BORDER
+_COVER = [round(255 * min(max((value - 95) / 80, 0), 1)) for value in range(256)]  # the soft edge of a stroke
+_LUMINANCE = np.array((0.299, 0.587, 0.114))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedDigit:
+    """A digit of a scene.
+
+    Attributes:
+        digit: 0 to 9.
+        box: left, top, right, bottom of its visible part, in pixels; right and bottom lie one after the last pixel.
+    """
+
+    digit: int
+    box: tuple[int, int, int, int]
+
+
+class _Layout:
+    """Digits on a canvas, each over those before it.
+
+    Attributes:
+        inks: digit, top, left and how much ink covers each pixel from there on, (h, w), 0 to 255.
+        owner: (side, side): 0 where no digit is, k + 1 where digit k is seen.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.inks: list[tuple[int, int, int, NDArray[np.uint8]]] = []
+        self.owner = np.zeros((side, side), np.uint8)
+        self._whole = np.zeros(MOST_DIGITS + 1)  # pixels of each digit; place 0 is the background
+        self._seen = np.zeros(MOST_DIGITS + 1)  # those that no later digit covers
+
+    def lay(self, digit: int, cover: "NDArray[np.uint8]", rng: np.random.Generator) -> None:
+        """Lay a digit where it hides little of each other and rests mostly on free ground, if a try finds a place."""
+        height, width = cover.shape
+        body = cover >= 128
+        for _ in range(_TRIES):
+            top = int(rng.integers(len(self.owner) - height + 1))
+            left = int(rng.integers(len(self.owner) - width + 1))
+            window = self.owner[top : top + height, left : left + width]
+            below = np.bincount(window[body], minlength=len(self._seen))
+            hidden = (self._seen - below < (1 - OVERLAP) * self._whole)[1:]
+            if below[1:].sum() <= OVERLAP * body.sum() and not hidden.any():
+                self.inks.append((digit, top, left, cover))
+                number = len(self.inks)
+                window[body] = number
+                self._seen -= below
+                self._whole[number] = self._seen[number] = body.sum()
+                return
+
+    def labels(self) -> list[int]:
+        """The digits, as they were laid."""
+        return [digit for digit, *_ in self.inks]
+
+
+class Scenes:
+    """Scenes of 1 to 8 digits, each a pure function of (seed, split, index).
+
+    The digits are real ones, enlarged smoothly, turned and stretched a little, in colours brighter or darker than the
+    background. A later digit may cover up to a fifth of an earlier one; a digit that finds no such place is not drawn,
+    so all that is drawn is annotated. Test scenes hold test digits only. Both tasks see the same pictures.
+
+    Attributes:
+        classes: "0" to "9"; for segmentation "background" comes first.
+        category_ids: id of each digit in `ground_truth`, 1 to 10.
+        split: "train" or "test".
+        task: "detection" or "segmentation".
+        seed: another seed gives other scenes.
+        side: height and width in pixels.
+    """
+
+    def __init__(
+        self,
+        split: Literal["train", "test"],
+        count: int,
+        task: Literal["detection", "segmentation"],
+        *,
+        seed: int = 0,
+        size: int = 128,
+    ) -> None:
+        """Hold the digits of one side of the fixed split.
+
+        Args:
+            split: whose digits the scenes show.
+            count: number of scenes.
+            task: what `[index]` gives beside the picture.
+            seed: of all scenes.
+            size: height and width in pixels; digits are between 14 pixels and 0.44 of it.
+
+        Raises:
+            ValueError: an unknown split or task, sizes that hold no digit, or scikit-learn is not installed.
+        """
+        if task not in ("detection", "segmentation"):
+            raise ValueError(f"task must be 'detection' or 'segmentation', got {task!r}")
+        if size < 48 or count < 1 or seed < 0:
+            raise ValueError(f"size must be at least 48, count 1 and seed 0, got {size}, {count} and {seed}")
+        self.classes = CLASSES if task == "detection" else ("background", *CLASSES)
+        self.category_ids = tuple(range(1, len(CLASSES) + 1))
+        self.split, self.task, self.seed, self.side = split, task, seed, size
+        self._count = count
+        digits = Digits(split)
+        self._sources = [_padded(picture) for picture, _ in digits]
+        self._labels = digits.labels
+
+    def __len__(self) -> int:
+        """Count the scenes."""
+        return self._count
+
+    def __getitem__(self, index: int) -> "tuple[Image.Image, Instances | NDArray[np.uint8]]":
+        """Return an RGB picture and what is in it: its instances, or (size, size) class indices."""
+        layout, rng = self._layout(index)
+        picture = _paint(layout, rng)
+        if self.task == "detection":
+            return picture, _instances(layout)
+        return picture, np.array([0, *(digit + 1 for digit in layout.labels())], np.uint8)[layout.owner]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a scene."""
+        return self.side, self.side
+
+    def name(self, index: int) -> str:
+        """Return what errors call a scene."""
+        return f"digits-{self.split}-{self.seed}-{index}"
+
+    def placed(self, index: int) -> tuple[PlacedDigit, ...]:
+        """The digits of a scene, in the order in which they were laid down."""
+        found = _instances(self._layout(index)[0])
+        boxes = found.boxes.int().tolist()
+        return tuple(
+            PlacedDigit(digit=digit, box=(left, top, right, bottom))
+            for digit, (left, top, right, bottom) in zip(found.labels.tolist(), boxes, strict=True)
+        )
+
+    def ground_truth(self) -> dict[str, Any]:
+        """All objects as COCO's JSON values; ids count from 1."""
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(len(self)):
+            image_id = index + 1
+            images.append({"id": image_id, "file_name": self.name(index), "height": self.side, "width": self.side})
+            found = _instances(self._layout(index)[0])
+            assert found.masks is not None
+            for box, label, mask in zip(found.boxes.tolist(), found.labels.tolist(), found.masks, strict=True):
+                left, top, right, bottom = box
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": self.category_ids[label],
+                        "bbox": [left, top, right - left, bottom - top],
+                        "area": int(mask.sum()),
+                        "iscrowd": 0,
+                        "segmentation": encode_mask(mask),
+                    }
+                )
+        categories = [{"id": id_, "name": name} for id_, name in zip(self.category_ids, CLASSES, strict=True)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _layout(self, index: int) -> tuple[_Layout, np.random.Generator]:
+        """Place the digits; the generator goes on to paint them, so placing alone gives the same scene."""
+        if not 0 <= index < self._count:
+            raise IndexError(f"scene {index} of {self._count}")
+        rng = np.random.default_rng((self.seed, ("train", "test").index(self.split), index))
+        layout = _Layout(self.side)
+        for _ in range(int(rng.integers(1, MOST_DIGITS + 1))):
+            source = int(rng.integers(len(self._sources)))
+            layout.lay(self._labels[source], _enlarged(self._sources[source], self.side, rng), rng)
+        return layout, rng
+
+
+def _padded(picture: Image.Image) -> Image.Image:
+    padded = Image.new("L", (_SOURCE, _SOURCE))
+    padded.paste(picture, (_BORDER, _BORDER))
+    return padded
+
+
+def _enlarged(source: Image.Image, side: int, rng: np.random.Generator) -> "NDArray[np.uint8]":
+    """Enlarge, stretch and turn in one step; return how much ink covers each pixel, without empty borders."""
+    scale = exp(rng.uniform(log(SMALLEST), log(LARGEST * side))) / 8
+    across = scale * exp(rng.uniform(-0.15, 0.15))
+    turn = radians(rng.uniform(-12, 12))
+    edge = ceil(_SOURCE * max(scale, across))
+    a, b, d, e = cos(turn) / across, sin(turn) / across, -sin(turn) / scale, cos(turn) / scale
+    middle, centre = edge / 2, _SOURCE / 2
+    matrix = (a, b, centre - (a + b) * middle, d, e, centre - (d + e) * middle)
+    ink = source.transform((edge, edge), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+    ink = ink.point(_COVER)
+    return np.asarray(ink.crop(ink.getbbox()))
+
+
+def _paint(layout: _Layout, rng: np.random.Generator) -> Image.Image:
+    side = len(layout.owner)
+    shade = rng.uniform(45, 210)
+    coarse = shade + rng.uniform(-25, 25, 3) + rng.uniform(-1, 1, (5, 5, 3)) * rng.uniform(5, 35)
+    clouds = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    pixels = np.array(clouds, np.float32)
+    for _, top, left, cover in layout.inks:
+        part = pixels[top : top + cover.shape[0], left : left + cover.shape[1]]
+        part += (_colour(shade, rng) - part) * (cover * np.float32(1 / 255))[..., None]
+    grain = rng.integers(0, 256, pixels.shape, dtype=np.uint8)  # even noise: four times as fast as normal noise
+    pixels += (grain - np.float32(127.5)) * np.float32(rng.uniform(0.04, 0.2))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _colour(shade: float, rng: np.random.Generator) -> "NDArray[np.float32]":
+    """A colour that is brighter or darker than the background by enough to be read, whatever its hue."""
+    contrast = rng.uniform(70, 150)
+    brighter = shade + contrast <= 255 and (shade - contrast < 0 or rng.random() < 0.5)
+    tint = rng.uniform(-50, 50, 3)
+    tint -= tint @ _LUMINANCE
+    return (shade + (contrast if brighter else -contrast) + tint).clip(0, 255).astype(np.float32)
+
+
+def _instances(layout: _Layout) -> Instances:
+    """Masks and boxes of what is seen of each digit."""
+    import torch
+
+    numbers = np.arange(1, len(layout.inks) + 1, dtype=np.uint8)
+    masks = layout.owner == numbers[:, None, None]
+    rows, columns = masks.any(2), masks.any(1)
+    side = len(layout.owner)
+    edges = (
+        columns.argmax(1),
+        rows.argmax(1),
+        side - columns[:, ::-1].argmax(1),
+        side - rows[:, ::-1].argmax(1),
+    )
+    return Instances(
+        boxes=torch.from_numpy(np.stack(edges, 1).astype(np.float32)),
+        labels=torch.tensor(layout.labels()),
+        masks=torch.from_numpy(masks),
+    )

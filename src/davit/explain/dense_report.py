@@ -1,0 +1,127 @@
+"""The report of a finished run of detection or segmentation."""
+
+import json
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from davit.atomic import atomic_write
+from davit.explain import charts, drawing, explorer
+from davit.explain.attention import record_attention
+from davit.explain.draw_results import draw_detections, draw_segmentation, draw_truth
+from davit.explain.model_card import model_card, notes_of, read_environment
+from davit.explain.numbers import numbers_row
+from davit.explain.page import make_page
+from davit.explain.report import ATTENTION_BYTES, attention_sections, table
+from davit.inference.predictor import Predictor
+from davit.models.detector import Detector
+from davit.structures import Detections, Segmentation
+from davit.tasks.detection import DetectionMetric
+from davit.tasks.segmentation import SegmentationMetric
+from davit.train.run import RunResult
+
+SHOWN, EXPLAINED = 12, 3
+SIDE = 384  # pixels of the longer side of a drawn picture, at most
+THRESHOLD = 0.5
+
+SCORES = {
+    "detection": ("Average precision", {"box_ap": "boxes", "mask_ap": "masks"}),
+    "segmentation": ("Segmentation", {"miou": "mean IoU", "aacc": "pixel accuracy"}),
+}
+
+
+def write_dense_report(result: RunResult, path: Path) -> None:
+    """Write the page."""
+    with atomic_write(path) as file:
+        file.write(_page(result).encode())
+
+
+def _page(result: RunResult) -> str:
+    metric = result.metric
+    assert isinstance(metric, (DetectionMetric, SegmentationMetric))
+    title, names = SCORES["detection" if isinstance(result.model, Detector) else "segmentation"]
+    result.model.cpu()
+    keys = ("count", "seconds", "images_per_second", "parameters", "macs")
+    scores = {key: value for key, value in result.metrics.items() if key.startswith(tuple(names))}
+    shown = scores | {key: result.metrics[key] for key in keys}
+    explained = _explained(result)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in notes_of(result))
+    sections = {
+        "numbers": ("In numbers", numbers_row(shown) + (f'<ul class="notes">{notes}</ul>' if notes else "")),
+        "curves": ("Learning curves", charts.learning_curves(result.history, title, names)),
+        "classes": ("Classes", _classes(metric.per_class())),
+        "pictures": ("Pictures", _gallery(result)),
+        **attention_sections(explained),
+        "card": ("Model card", table(model_card(result))),
+        "environment": ("Environment", table(read_environment(result.folder))),
+    }
+    key = next(iter(names))
+    count = result.metrics["count"]
+    lead = f"{names[key].capitalize()}: {charts.percent(result.metrics[key])} on {count:,.0f} pictures it never saw."
+    return make_page(f"DaViT run: {result.recipe.name}", lead, sections, [payload for _, payload in explained])
+
+
+def _classes(rows: dict[str, dict[str, float | None]]) -> str:
+    columns = [*next(iter(rows.values()))]
+    heads = "".join(
+        f'<th scope="col">{escape(column.replace("_", " ").replace(" ap", " AP"))}</th>' for column in columns
+    )
+    order = sorted(rows.items(), key=lambda row: (row[1][columns[0]] is None, row[1][columns[0]] or 0.0))
+    body = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f'<td class="number">{_share(row[column])}</td>' for column in columns)
+        + "</tr>"
+        for name, row in order
+    )
+    table = f'<table class="pairs"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f"<p>Every class, the worst first.</p>{table}"
+
+
+def _share(value: float | None) -> str:
+    return "not there" if value is None else charts.percent(value)
+
+
+def _gallery(result: RunResult) -> str:
+    images, predictor = result.images.validation, Predictor(result.model, device="cpu")
+    cards: list[str] = []
+    for index in range(min(SHOWN, len(images))):
+        picture, annotation = images[index]
+        found = predictor(picture)[0]
+        truth = draw_truth(picture, annotation, result.model.classes)
+        cards += [_card("True", truth), _card("Found", _drawn(picture, found))]
+    told = (
+        f"Each picture twice: as it is annotated, and what the model finds in it (objects that score over {THRESHOLD})."
+    )
+    return f'<p>{told}</p><ul class="gallery">{"".join(cards)}</ul>'
+
+
+def _drawn(picture: Image.Image, found: object) -> Image.Image:
+    if isinstance(found, Segmentation):
+        return draw_segmentation(picture, found)
+    assert isinstance(found, Detections)
+    return draw_detections(picture, found, THRESHOLD)
+
+
+def _card(name: str, image: Image.Image) -> str:
+    return f'<li><img class="photo" alt="{name}" src="{drawing.data_uri(drawing.fit(image, SIDE))}"><p>{name}</p></li>'
+
+
+def _explained(result: RunResult) -> list[tuple[explorer.Explained, dict[str, object]]]:
+    """Some pictures with the attention of the backbone."""
+    images, preprocessing = result.images.validation, result.model.preprocessing
+    assert preprocessing is not None
+    found: list[tuple[explorer.Explained, dict[str, object]]] = []
+    for index in range(min(EXPLAINED, len(images))):
+        pixels = preprocessing(images[index][0])
+        each = explorer.Explained(
+            image=drawing.picture(pixels, preprocessing),
+            name=images.name(index),
+            right=True,
+            record=record_attention(result.model.backbone, pixels),
+        )
+        payload = explorer.sample_data(each)
+        if found and len(json.dumps(payload)) * (len(found) + 1) > ATTENTION_BYTES:
+            break
+        found.append((each, payload))
+    return found

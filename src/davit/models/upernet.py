@@ -1,0 +1,187 @@
+"""Semantic segmentation: UPerNet (arXiv 1807.10221) and an auxiliary head on DaViT, as mmsegmentation builds them."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from davit.models.blocks import NORM_EPS, DropPath
+from davit.models.davit import DaViT
+from davit.models.segmenter_config import SegmenterConfig, UPerNetHead
+from davit.preprocessing import Preprocessing
+
+AUXILIARY_STAGE = 2  # the third
+
+
+class SegmenterOutput(NamedTuple):
+    """Logits of each class at each position.
+
+    Attributes:
+        logits: (B, num_classes, ceil(height / 4), ceil(width / 4)).
+        auxiliary: those of the auxiliary head, which only training uses, (B, num_classes, ceil(height / 16),
+            ceil(width / 16)).
+    """
+
+    logits: Tensor
+    auxiliary: Tensor
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm, except where the batch has one value for each channel: one value has no variance.
+
+    There the running statistics norm it, in training as in evaluation, and stay as they are. It happens to a single
+    picture pooled to 1x1; PyTorch refuses it.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # (B, C, H, W)
+        """Return the same shape."""
+        if self.training and input.numel() == input.shape[1]:
+            mean, variance = self.running_mean, self.running_var
+            return F.batch_norm(input, mean, variance, self.weight, self.bias, training=False, eps=self.eps)
+        return super().forward(input)
+
+
+class RectifiedConv2d(nn.Conv2d):
+    """A convolution under a ReLU; its first values keep the variance of gradients (as mmcv's ConvModule)."""
+
+    def reset_parameters(self) -> None:
+        """Draw first values: normal, of variance 2 / (kernel area x output channels)."""
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        assert self.bias is None
+
+
+class PixelClassifier(nn.Conv2d):
+    """A linear classifier of each position."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        """Classify `channels` features."""
+        super().__init__(channels, num_classes, 1)
+
+    def reset_parameters(self) -> None:
+        """Draw first values: normal of deviation 0.01, no bias (as mmsegmentation's decode heads)."""
+        nn.init.normal_(self.weight, std=0.01)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm, ReLU; the size stays."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
+        """Convolve with an odd kernel."""
+        super().__init__()
+        self.conv = RectifiedConv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
+        self.norm = BatchNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, H, W)
+        """Return (B, channels, H, W)."""
+        return F.relu(self.norm(self.conv(x)), inplace=True)
+
+
+class ChannelDropout(DropPath):
+    """Drop channels of a map while training, and scale up the kept ones.
+
+    Placed in a larger batch as drop path is, so that what an image loses does not depend on how the batch was dealt
+    out; `nn.Dropout2d` would drop the same channels in every part.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        """Return `x` with zeros for the dropped channels."""
+        if not self.training or self.rate == 0.0:
+            return x
+        draws = torch.rand(self.batch_size or len(x), x.shape[1], device=x.device)
+        if self.first is not None:
+            draws = draws[self.first + torch.arange(len(x), device=x.device)]
+        keep = (draws >= self.rate).to(x.dtype)[:, :, None, None]
+        return x * keep / (1.0 - self.rate)
+
+
+class PyramidPooling(nn.Module):
+    """A map beside what its averages over coarse grids say, fused."""
+
+    def __init__(self, in_channels: int, config: UPerNetHead) -> None:
+        """Pool to grids of `config.pool_sizes`."""
+        super().__init__()
+        self.pool_sizes = config.pool_sizes
+        self.pooled = nn.ModuleList(ConvNorm(in_channels, config.channels, 1) for _ in config.pool_sizes)
+        self.fusion = ConvNorm(in_channels + len(config.pool_sizes) * config.channels, config.channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, H, W)
+        """Return (B, channels, H, W)."""
+        grids = (conv(F.adaptive_avg_pool2d(x, side)) for side, conv in zip(self.pool_sizes, self.pooled, strict=True))
+        return self.fusion(torch.cat([x, *(resize(grid, like=x) for grid in grids)], dim=1))
+
+
+class UPerNet(nn.Module):
+    """Pyramid pooling on the last map, sums from there up to the largest, and a fusion of all four."""
+
+    def __init__(self, widths: tuple[int, ...], config: UPerNetHead, num_classes: int) -> None:
+        """Take maps of `widths` channels, largest map first."""
+        super().__init__()
+        channels = config.channels
+        self.pooling = PyramidPooling(widths[-1], config)
+        self.laterals = nn.ModuleList(ConvNorm(width, channels, 1) for width in widths[:-1])
+        self.outputs = nn.ModuleList(ConvNorm(channels, channels, 3) for _ in widths[:-1])
+        self.fusion = ConvNorm(len(widths) * channels, channels, 3)
+        self.dropout = ChannelDropout(config.dropout)
+        self.classifier = PixelClassifier(channels, num_classes)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:  # (B, C, H, W) each
+        """Return logits at the size of the first map, (B, num_classes, H, W)."""
+        x = self.pooling(maps[-1])
+        outputs = [x]
+        for lateral, output, level in reversed(list(zip(self.laterals, self.outputs, maps[:-1], strict=True))):
+            level = lateral(level)
+            x = level + resize(x, like=level)
+            outputs.insert(0, output(x))
+        fused = self.fusion(torch.cat([outputs[0], *(resize(x, like=outputs[0]) for x in outputs[1:])], dim=1))
+        return self.classifier(self.dropout(fused))
+
+
+class AuxiliaryHead(nn.Module):
+    """A convolution and a classifier on one map, which give the backbone a shorter way to the loss."""
+
+    def __init__(self, width: int, config: UPerNetHead, num_classes: int) -> None:
+        """Take a map of `width` channels."""
+        super().__init__()
+        self.conv = ConvNorm(width, config.auxiliary_channels, 3)
+        self.dropout = ChannelDropout(config.dropout)
+        self.classifier = PixelClassifier(config.auxiliary_channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, width, H, W)
+        """Return logits, (B, num_classes, H, W)."""
+        return self.classifier(self.dropout(self.conv(x)))
+
+
+class Segmenter(nn.Module):
+    """A backbone under UPerNet.
+
+    Attributes:
+        config: the architecture.
+        preprocessing: what images go through before the model.
+        classes: a name for each logit, where known.
+    """
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        """Build with fresh weights."""
+        super().__init__()
+        widths = config.backbone.widths
+        self.config = config
+        self.backbone = DaViT(config.backbone)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=NORM_EPS) for width in widths)
+        self.head = UPerNet(widths, config.head, config.num_classes)
+        self.auxiliary = AuxiliaryHead(widths[AUXILIARY_STAGE], config.head, config.num_classes)
+        self.preprocessing: Preprocessing | None = None
+        self.classes: tuple[str, ...] = ()
+
+    def forward(self, images: Tensor) -> SegmenterOutput:  # (B, in_channels, height, width)
+        """Return logits at a quarter of the images' size."""
+        maps = self.backbone(images)
+        maps = [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(self.norms, maps, strict=True)]
+        return SegmenterOutput(self.head(maps), self.auxiliary(maps[AUXILIARY_STAGE]))
+
+
+def resize(x: Tensor, like: Tensor) -> Tensor:
+    """Interpolate a map to the height and width of another."""
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,109 @@
+"""What a task brings to a run: its images, how training varies them, its loss, and what it is scored on."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from davit.data.coco import CocoImages, find_coco
+from davit.data.detection_transforms import DetectionAugmentation, DetectionTransform
+from davit.data.evaluation_loader import equal_sizes, evaluation_batches, picture_batches
+from davit.data.loader import DenseSamples, Part, TrainSamples
+from davit.data.masks import find_masks
+from davit.data.scenes import Scenes
+from davit.data.segmentation_transforms import SegmentationAugmentation, SegmentationTransform
+from davit.data.transforms import Augmentation, TrainTransform
+from davit.preprocessing import Preprocessing
+from davit.structures import Batch
+from davit.tasks.classification import ClassificationConfig, ClassificationTask
+from davit.tasks.detection import DetectionConfig, DetectionTask
+from davit.tasks.segmentation import SegmentationConfig, SegmentationTask
+from davit.train.build import Images, build_images
+from davit.train.distributed import World
+from davit.train.plan import Metric
+from davit.train.recipe import Recipe
+from davit.train.step import Task
+
+
+class ScoredTask(Task, Protocol):
+    """A loss and a metric.
+
+    Attributes:
+        score: key of the metric that chooses the best model.
+    """
+
+    score: str
+
+    def metric(self) -> Metric:
+        """Return a fresh metric."""
+        ...
+
+
+def list_images(recipe: Recipe) -> Images:
+    """List what a recipe learns from and is scored on.
+
+    Raises:
+        ValueError: it is not there, or not what the task takes.
+    """
+    data = recipe.data
+    task = "segmentation" if isinstance(recipe.task, SegmentationConfig) else "detection"
+    if isinstance(recipe.task, ClassificationConfig):
+        return build_images(data, recipe.runtime.seed)
+    if data.source == "scenes":
+        held_out = max(1, data.scenes // 10)
+        return Images(Scenes("train", data.scenes, task), Scenes("test", held_out, task))
+    if not data.root:
+        raise ValueError("say where the images are: data.root=DIR")
+    if isinstance(recipe.task, SegmentationConfig):
+        return Images(*find_masks(data.root, data.ignore, class_list=data.class_list or None))
+    found = find_coco(data.root)
+    train = CocoImages(*found.train, masks=recipe.task.masks)
+    validation = CocoImages(*found.validation, masks=recipe.task.masks, classes=train.classes)
+    useful = train.with_objects()
+    notes = [f"{len(train) - len(useful)} training pictures without objects are left out"] * (len(useful) < len(train))
+    notes += [f"{train.dropped} training objects without area are left out"] * bool(train.dropped)
+    return Images(Part(train, useful), validation, tuple(notes))
+
+
+def make_task(recipe: Recipe, images: Images) -> ScoredTask:
+    """The loss and metric of a recipe."""
+    classes = images.train.classes
+    match recipe.task:
+        case ClassificationConfig() as config:
+            return ClassificationTask(config, len(classes))
+        case SegmentationConfig() as config:
+            return SegmentationTask(config, classes)
+        case DetectionConfig() as config:
+            validation = images.validation
+            return DetectionTask(config, classes, validation.ground_truth(), validation.category_ids)
+
+
+def train_samples(recipe: Recipe, preprocessing: Preprocessing, images: Images) -> TrainSamples:
+    """Training images as the model sees them."""
+    seed = recipe.runtime.seed
+    match recipe.data.augmentation:
+        case Augmentation() as augmentation:
+            return TrainSamples(images.train, TrainTransform(augmentation, preprocessing), seed)
+        case DetectionAugmentation() as augmentation:
+            return DenseSamples(images.train, DetectionTransform(augmentation, preprocessing), seed)
+        case SegmentationAugmentation() as augmentation:
+            return DenseSamples(images.train, SegmentationTransform(augmentation, preprocessing), seed)
+
+
+def validation_batches(
+    recipe: Recipe, preprocessing: Preprocessing, images: Images, world: World, *, batch_size: int, workers: int
+) -> tuple[Callable[[], Iterator[Batch]], int]:
+    """This process's share of the validation batches, and how many the largest share has."""
+    count = len(images.validation)
+    if isinstance(recipe.task, ClassificationConfig):
+        part = Part(images.validation, list(range(world.rank, count, world.size)))
+        return (
+            lambda: evaluation_batches(part, preprocessing, batch_size=batch_size, workers=workers),
+            -(-count // (batch_size * world.size)),
+        )
+    shares: list[Any] = [
+        equal_sizes(images.validation, preprocessing, range(rank, count, world.size), batch_size)
+        for rank in range(world.size)
+    ]
+    return (
+        lambda: picture_batches(images.validation, preprocessing, order=shares[world.rank], workers=workers),
+        max(map(len, shares)),
+    )

@@ -1,0 +1,178 @@
+"""Detection and segmentation run by the same trainer: exact resume, bad samples, skipped steps, reports, verbs."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import davit
+from davit.data.scenes import Scenes
+from davit.decoding import ImageError
+from davit.structures import Detections, Segmentation
+from davit.train.checkpoint import latest_point
+from davit.train.run import run
+from davit.train.stop import TrainingStoppedError
+from runs import make_trainer, states_equal, stop_after, tiny_dense_recipe, weights_of
+
+NAMES = ("digits.detection", "retinanet", "digits.segmentation")
+SCORES = {"digits.detection": "mask_ap", "retinanet": "box_ap", "digits.segmentation": "miou"}
+
+
+@pytest.mark.parametrize("steps", [3, 7])
+@pytest.mark.parametrize("name", NAMES)
+def test_resume_is_exact(tmp_path: Path, name: str, steps: int) -> None:
+    recipe = tiny_dense_recipe(name, runtime__accumulate="2" if steps == 7 else "1")
+    whole = make_trainer(recipe, tmp_path / "whole")
+    history = whole.run()
+    first = make_trainer(recipe, tmp_path / "parts")
+    stop_after(first, steps)
+    with pytest.raises(TrainingStoppedError, match=f"step {steps} of 10"):
+        first.run()
+    second = make_trainer(recipe, tmp_path / "parts")
+    second.resume(latest_point(tmp_path / "parts"))
+    resumed = second.run()
+    assert states_equal(weights_of(whole), weights_of(second))
+    assert [r.get("loss") for r in resumed] == [r.get("loss") for r in history]
+    key = SCORES[name]
+    assert [r[key] for r in resumed if key in r] == [r[key] for r in history if key in r] != []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, name: str) -> None:
+    """Neither weights, moments and averages nor the running statistics of batch norms."""
+    trainer = make_trainer(tiny_dense_recipe(name, schedule__epochs="1"), tmp_path / "run")
+    stepper, losses = trainer.stepper, trainer.stepper.task.losses
+    gradients, skip, before, after = stepper.gradients, stepper.skip, {}, {}
+
+    def poisoned(model, batch):
+        batch.images[0, 0, 0, 0] = math.nan if len(before) == 3 else batch.images[0, 0, 0, 0]
+        return losses(model, batch)
+
+    def counted(batches, step, rate, **rest):
+        before[step] = weights_of(trainer)
+        return gradients(batches, step, rate, **rest)
+
+    def skipped():
+        skip()
+        after[max(before)] = weights_of(trainer)
+
+    stepper.task.losses, stepper.gradients, stepper.skip = poisoned, counted, skipped
+    trainer.run()
+    assert trainer.progress["skipped"] == 1
+    assert list(after) == [2]
+    assert states_equal(before[2], after[2])
+
+
+@pytest.mark.parametrize("name", ["digits.detection", "digits.segmentation"])
+def test_an_unreadable_picture_is_replaced_in_training_and_ends_an_evaluation(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, bad = Scenes.__getitem__, [("train", 4)]
+
+    def faulty(scenes, index):
+        if (scenes.split, index) in bad:
+            raise ImageError(f"scene {index}: is empty")
+        return read(scenes, index)
+
+    monkeypatch.setattr(Scenes, "__getitem__", faulty)
+    result = run(tiny_dense_recipe(name), tmp_path / "run")
+    assert result.metrics["unreadable_samples"] == 2
+    assert result.metrics["replaced_files"] == ["scene 4: is empty"]
+    bad[0] = ("test", 1)
+    with pytest.raises(ImageError, match="scene 1"):
+        make_trainer(tiny_dense_recipe(name), tmp_path / "other").evaluate()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_leaves_a_model_that_loads_and_predicts(tmp_path: Path, name: str) -> None:
+    from davit.explain.run_report import write_run_report
+
+    result = run(tiny_dense_recipe(name), tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 <= metrics[SCORES[name]] <= 1
+    assert metrics["count"] == 3
+    assert metrics["parameters"] == sum(p.numel() for p in result.model.parameters())
+    model = davit.load(tmp_path / "run" / "model.safetensors")
+    assert states_equal(model.state_dict(), result.model.state_dict())
+    assert model.classes[-1] == "9"
+    pictures = [Scenes("test", 3, "detection", size=size)[0][0] for size in (128, 96)]
+    together = davit.Predictor(model)(pictures)
+    alone = [davit.Predictor(model)(picture)[0] for picture in pictures]
+    for one, other, picture in zip(together, alone, pictures, strict=True):
+        if name == "digits.segmentation":
+            assert isinstance(one, Segmentation)
+            assert one.classes.shape == picture.size[::-1]
+            assert torch.equal(one.classes, other.classes)
+        else:
+            assert isinstance(one, Detections)
+            assert one.size == picture.size[::-1]
+            torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-4)
+    page = write_run_report(result).read_text()
+    assert page.count('alt="Found"') == 3
+    assert "Window attention" in page
+
+
+def test_a_detector_starts_from_a_classifier_and_keeps_frozen_stages(tmp_path: Path, capsys) -> None:
+    from davit.models.classifier import Classifier
+    from davit.models.config import ClassifierConfig
+
+    recipe = tiny_dense_recipe("digits.detection")
+    given = Classifier(ClassifierConfig(backbone=recipe.model.backbone, num_classes=5))
+    davit.save(given, tmp_path / "given.safetensors")
+    recipe = tiny_dense_recipe(
+        "digits.detection",
+        model__init=str(tmp_path / "given.safetensors"),
+        optimizer__frozen_stages="2",
+        schedule__epochs="1",
+    )
+    result = run(recipe, tmp_path / "run")
+    tensors = len(given.backbone.state_dict())
+    assert f"gives {tensors} of {tensors} tensors of the backbone and 0 others; fresh values: norms, pyramid, head" in (
+        capsys.readouterr().err
+    )
+    theirs, ours = given.backbone.state_dict(), result.model.backbone.state_dict()
+    same = {name: torch.equal(theirs[name], ours[name]) for name in theirs}
+    assert all(same[name] for name in same if name.startswith(("stages.0.", "stages.1.")))
+    assert not any(same[name] for name in same if name.startswith("stages.3.") and name.endswith("fc1.weight"))
+
+
+def test_detections_go_to_coco_and_supervision() -> None:
+    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
+    masks[0, 1:4, 2:7] = True
+    found = Detections(
+        boxes=torch.tensor([[2.0, 1.0, 7.0, 4.0], [0.0, 0.0, 1.0, 1.0]]),
+        scores=torch.tensor([0.9, 0.2]),
+        indices=torch.tensor([1, 0]),
+        labels=("dog", "cat"),
+        size=(6, 8),
+        masks=masks,
+        source="a.jpg",
+    )
+    from pycocotools import mask as oracle
+
+    first, second = found.to_coco(7, category_ids=(11, 22))
+    assert (first["image_id"], first["category_id"], first["bbox"]) == (7, 22, [2.0, 1.0, 5.0, 3.0])
+    assert second["category_id"] == 11
+    assert np.array_equal(oracle.decode(first["segmentation"]), masks[0].numpy())
+    assert json.loads(json.dumps(found.to_json()))["objects"][0]["label"] == "dog"
+    assert found.above(0.5).labels == ("dog",)
+    others = found.to_supervision()
+    assert others.xyxy.tolist() == found.boxes.tolist()
+    assert others.data["class_name"].tolist() == ["dog", "cat"]
+    assert np.array_equal(others.mask, masks.numpy())
+
+
+def test_a_segmentation_goes_to_png(tmp_path: Path) -> None:
+    from PIL import Image
+
+    classes = torch.tensor([[0, 0, 2], [2, 2, 2]], dtype=torch.uint8)
+    found = Segmentation(classes=classes, names=("sky", "road", "car"), source="a.jpg")
+    found.to_png(tmp_path / "a.png")
+    image = Image.open(tmp_path / "a.png")
+    assert image.mode == "P"
+    assert np.array_equal(np.asarray(image), classes.numpy())
+    assert len({tuple(image.convert("RGB").getpixel((x, 0))) for x in range(3)}) == 2
+    assert found.shares() == {"car": pytest.approx(4 / 6), "sky": pytest.approx(2 / 6)}
