@@ -14,7 +14,7 @@ from davit.train.checkpoint import latest_point
 from davit.train.distributed import World, joined
 from davit.train.parallel import whole
 from davit.train.stop import TrainingStoppedError
-from runs import make_trainer, tiny_recipe
+from runs import make_trainer, tiny_dense_recipe, tiny_recipe
 
 STEPS = 20
 
@@ -29,8 +29,11 @@ def digest(trainer) -> str:
 
 def play(scenario: dict, world: World, folder: Path) -> dict:
     """Train; note every step's mean loss, the samples, and what was left at the end."""
-    trainer = make_trainer(tiny_recipe(**scenario["settings"]), folder, world)
-    trainer.total = STEPS
+    named, settings = scenario.get("recipe"), scenario["settings"]
+    recipe = tiny_dense_recipe(named, **settings) if named else tiny_recipe(**settings)
+    trainer = make_trainer(recipe, folder, world)
+    trainer.total = scenario.get("steps", STEPS)
+    scores = trainer.evaluate()[0] if named else {}
     losses, ids, add, gradients = [], [], trainer.window.__class__.add, trainer.stepper.gradients
 
     def noted(window, loss, images):
@@ -57,7 +60,7 @@ def play(scenario: dict, world: World, folder: Path) -> dict:
         trainer.window.__class__.add = add
     return {
         "losses": losses, "ids": ids, "digest": digest(trainer), "stopped": stopped,
-        "skipped": trainer.progress["skipped"], "best": trainer.progress["best"],
+        "scores": scores, "skipped": trainer.progress["skipped"], "best": trainer.progress["best"],
         "shards": [list(t.to_local().shape) for t in trainer.stepper.tensors().values() if hasattr(t, "to_local")][:1],
     }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """What a run is made of: depths of layers, sampling, augmentation, the built-in digits."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,11 @@ from davit.data.folder import ClassFolder
 from davit.data.loader import Share, StepSampler, TrainSamples, train_loader
 from davit.data.transforms import Augmentation, TrainTransform
 from davit.preprocessing import Preprocessing
+from davit.recipes import make_recipe
+from davit.records import from_json, to_json
 from davit.seeding import seed_everything
 from davit.train.optimizer import OptimizerConfig, layer_depths, parameter_groups
+from davit.train.schedule import rate_at
 from runs import colour_folder
 
 
@@ -107,3 +112,39 @@ def test_every_magnitude_of_rand_augment_can_be_drawn():
         for seed in range(60):
             seed_everything(seed)
             assert transform(image).isfinite().all()
+
+
+def test_the_rate_of_the_official_dense_schedules():
+    """The step and polynomial updaters of mmcv with linear warm-up, written out."""
+    coco = make_recipe("coco.mask_rcnn_3x", init="").schedule
+    per_epoch = 117_266 / 16
+    for step in (0, 1, 250, 499, 500, 100_000, 197_886, 197_887, 241_861, 241_862, 263_000):
+        epoch = step / per_epoch
+        regular = 0.1 ** ((epoch >= 27) + (epoch >= 33))
+        warm = 1 - (1 - step / 500) * (1 - 1e-3) if step < 500 else 1.0
+        assert rate_at(coco, step, per_epoch) == pytest.approx(regular * warm)
+    ade = make_recipe("ade20k.upernet", init="").schedule
+    assert ade.total_steps(20_210, 16) == 160_000
+    for step in (0, 1, 750, 1499, 1500, 80_000, 159_999):
+        warm = 1 - (1 - step / 1500) * (1 - 1e-6) if step < 1500 else 1.0
+        assert rate_at(ade, step, 20_210 / 16) == pytest.approx(warm * (1 - step / 160_000))
+
+
+def test_stored_recipes_of_every_task_are_read_back():
+    for name in (
+        "digits.detection",
+        "digits.segmentation",
+        "coco.retinanet_1x",
+        "ade20k.upernet",
+        "imagenet.davit_tiny",
+    ):
+        recipe = make_recipe(name, init="")
+        assert from_json(type(recipe), json.loads(json.dumps(to_json(recipe)))) == recipe
+
+
+def test_every_tensor_decays_where_the_official_dense_recipes_say_so():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    some = parameter_groups(model, OptimizerConfig(weight_decay=0.05))
+    every = parameter_groups(model, OptimizerConfig(weight_decay=0.05, decay_all=True))
+    assert sorted(group["weight_decay"] for group in some) == [0.0, 0.05]
+    assert [group["weight_decay"] for group in every] == [0.05]

@@ -41,7 +41,8 @@ def evaluate(model: Callable[[Tensor], Any], batches: Iterable[Batch], metric: M
 
     A model computes on its own device, in evaluation mode and without gradients; the mode it was in is restored.
     """
-    with _evaluating(model) as device, torch.inference_mode():
+    # Not inference mode: a sharded model that is first used in it could never be trained.
+    with _evaluating(model) as device, torch.no_grad():
         for batch in batches:
             metric.update(model(batch.images if device is None else batch.images.to(device)), batch.targets)
     return metric.compute()

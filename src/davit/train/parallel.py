@@ -39,6 +39,13 @@ def replicate(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
+def reshard(model: nn.Module) -> None:
+    """Leave only this process's shards in a sharded model: after an evaluation, its outermost weights are whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @contextmanager
 def exchange(model: nn.Module, wanted: bool) -> Generator[None]:
     """Whether the backward pass inside averages gradients; only the last micro-batch of a step needs it."""

@@ -80,9 +80,9 @@ class Stepper:
     def update(self) -> None:
         """Apply the gradients."""
         self.scaler.step(self.optimizer)
+        self.statistics.share()
         if self.average:
             self.average.update()
-        self.statistics.share()
         self._forget()
 
     def skip(self) -> None:

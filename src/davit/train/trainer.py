@@ -16,7 +16,7 @@ from davit.train.device import pick_device, pick_precision
 from davit.train.distributed import World
 from davit.train.feed import Feed
 from davit.train.log import RunLog, Window
-from davit.train.parallel import whole_state
+from davit.train.parallel import reshard, whole_state
 from davit.train.plan import Metric, Plan
 from davit.train.recipe import Recipe
 from davit.train.schedule import rate_at
@@ -97,7 +97,10 @@ class Trainer:
         """
         average = self.stepper.average
         with average.in_place() if average else nullcontext():
-            return score(self.model, self.plan, self.world, self.stop)
+            try:
+                return score(self.model, self.plan, self.world, self.stop)
+            finally:
+                reshard(self.model)
 
     def save_model(self, name: str, scores: dict[str, Any]) -> None:
         """Write the weights that are evaluated into a file of the run folder."""
