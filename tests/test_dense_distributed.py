@@ -55,7 +55,7 @@ def test_two_processes_score_as_one(alone: dict, two: list[dict], name: str) -> 
 
 @pytest.mark.slow
 def test_detection_does_not_depend_on_processes_and_micro_batches(alone: dict, two: list[dict]) -> None:
-    """Anchors and regions are sampled for each image of the whole batch; later a rounding may flip a choice of boxes."""
+    """Anchors and regions are sampled for each image of the whole batch; later, roundings flip choices."""
     for seen in (alone, *two):
         for name, whole in (
             ("parts", "detection"),
