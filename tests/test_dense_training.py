@@ -176,3 +176,18 @@ def test_a_segmentation_goes_to_png(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(image), classes.numpy())
     assert len({tuple(image.convert("RGB").getpixel((x, 0))) for x in range(3)}) == 2
     assert found.shares() == {"car": pytest.approx(4 / 6), "sky": pytest.approx(2 / 6)}
+
+
+def test_the_loss_of_pixels_is_mmsegs() -> None:
+    """A mean over all pixels; ignored ones add nothing, but count; weights as PyTorch's, not divided out again."""
+    from davit.tasks.segmentation import SegmentationConfig, SegmentationTask, pixel_loss
+
+    logits, classes = torch.randn(2, 3, 5, 7), torch.randint(3, (2, 20, 28))
+    classes[0, :6] = 255
+    large = torch.nn.functional.interpolate(logits.double(), (20, 28), mode="bilinear").log_softmax(1)
+    for weights in ((), (0.2, 1.0, 3.0)):
+        table = torch.tensor([*(weights or (1.0, 1.0, 1.0)), *([0.0] * 253)], dtype=torch.float64)
+        picked = -large.gather(1, classes.clamp(max=2)[:, None])[:, 0] * table[classes]
+        assert float(pixel_loss(logits, classes, weights)) == pytest.approx(float(picked.mean()), rel=1e-5)
+    with pytest.raises(ValueError, match="2 weights for 3 classes"):
+        SegmentationTask(SegmentationConfig(class_weights=(1.0, 1.0)), ("a", "b", "c"))

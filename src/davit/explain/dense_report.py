@@ -58,7 +58,8 @@ def _page(result: RunResult) -> str:
     }
     key = next(iter(names))
     count = result.metrics["count"]
-    lead = f"{names[key].capitalize()}: {charts.percent(result.metrics[key])} on {count:,.0f} pictures it never saw."
+    score = "Average precision of boxes" if key == "box_ap" else "Mean IoU"
+    lead = f"{score}: {charts.percent(result.metrics[key])} on {count:,.0f} pictures it never saw."
     return make_page(f"DaViT run: {result.recipe.name}", lead, sections, [payload for _, payload in explained])
 
 

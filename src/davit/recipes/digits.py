@@ -53,14 +53,14 @@ def _detection(name: str, start: Start) -> Recipe:
         name,
         start,
         head=DetectorHead(
-            kind="mask_rcnn", channels=64, hidden=256, anchor_scale=4, region_samples=64, training_candidates=300,
+            kind="mask_rcnn", channels=64, hidden=256, anchor_scale=4, region_samples=32, training_candidates=300,
             candidates=200, proposals=100, detections=20,
         ),
         task=DetectionConfig(),
         augmentation=DetectionAugmentation(
-            flip=0.0, short_sides=(128,), longest=160, crop_probability=1.0,
-            crop_short_sides=tuple(range(104, 161, 8)), crop_sides=(128, 128), resize_crops=False,
+            flip=0.0, short_sides=(128,), longest=128, crop_probability=0.0, crop_short_sides=(128,)
         ),
+        epochs=6,
     )  # fmt: skip
 
 
@@ -73,6 +73,7 @@ def _segmentation(name: str, start: Start) -> Recipe:
         augmentation=SegmentationAugmentation(
             flip=0.0, scale=(0.8, 1.25), short=128, longest=128, crop=128, most_of_one_class=1.0
         ),
+        epochs=8,
     )
 
 
@@ -83,6 +84,7 @@ def _dense(
     head: DetectorHead | UPerNetHead,
     task: DetectionConfig | SegmentationConfig,
     augmentation: DetectionAugmentation | SegmentationAugmentation,
+    epochs: int,
 ) -> Recipe:
     variant = start.variant or "davit_pico"
     return Recipe(
@@ -96,12 +98,12 @@ def _dense(
             image_size=128,
             longest=128,
             interpolation="bilinear",
-            batch_size=start.batch_size or 16,
+            batch_size=start.batch_size or 8,
             workers=0,
             augmentation=augmentation,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
-        schedule=ScheduleConfig(epochs=10, warmup_epochs=0.5, cooldown_epochs=0),
+        schedule=ScheduleConfig(epochs=epochs, warmup_epochs=0.25, cooldown_epochs=0),
         runtime=RuntimeRecipe(ema=0.995),
     )
 
@@ -116,8 +118,9 @@ def about(name: str) -> About:
     }
     expected = {
         "digits": "top-1 over 0.98 on 360 test digits (docs/results.md)",
-        "digits.detection": "box AP over 0.75, mask AP over 0.70 on unseen scenes (docs/results.md)",
-        "digits.segmentation": "mean IoU over 0.90 on unseen scenes (docs/results.md)",
+        "digits.detection": "box AP 0.64, mask AP 0.66 on 200 unseen scenes (docs/results.md)",
+        "digits.segmentation": "not yet useful: it separates digits from the background, not one digit from another "
+        "(docs/results.md)",
     }
     return About(
         summary=summary[name],

@@ -21,14 +21,18 @@ class SegmentationConfig:
 
     Attributes:
         auxiliary: weight of the auxiliary head's loss (0.4 in the official configuration).
+        class_weights: weight of each class in the loss; empty for equal ones (the official configuration).
     """
 
     auxiliary: float = 0.4
+    class_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a weight that would teach the opposite."""
         if self.auxiliary < 0:
             raise ValueError(f"auxiliary must not be negative, got {self.auxiliary}")
+        if self.class_weights and min(self.class_weights) < 0:
+            raise ValueError(f"class_weights must not be negative, got {self.class_weights}")
 
 
 class SegmentationTask:
@@ -41,15 +45,22 @@ class SegmentationTask:
     score = "miou"
 
     def __init__(self, config: SegmentationConfig, classes: Sequence[str]) -> None:
-        """Build for a head of these classes."""
+        """Build for a head of these classes.
+
+        Raises:
+            ValueError: not one weight for each class.
+        """
+        if config.class_weights and len(config.class_weights) != len(classes):
+            raise ValueError(f"task.class_weights has {len(config.class_weights)} weights for {len(classes)} classes")
         self.config, self.classes = config, tuple(classes)
 
     def losses(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
         """Return the losses of both heads; ignored pixels add nothing, but count in the mean, as in mmsegmentation."""
         outputs: SegmenterOutput = model(batch.images)
-        losses = {"loss": pixel_loss(outputs.logits, batch.targets)}
+        weights = self.config.class_weights
+        losses = {"loss": pixel_loss(outputs.logits, batch.targets, weights)}
         if self.config.auxiliary:
-            losses["auxiliary"] = self.config.auxiliary * pixel_loss(outputs.auxiliary, batch.targets)
+            losses["auxiliary"] = self.config.auxiliary * pixel_loss(outputs.auxiliary, batch.targets, weights)
         return losses
 
     def metric(self) -> "SegmentationMetric":
@@ -57,10 +68,11 @@ class SegmentationTask:
         return SegmentationMetric(self.classes)
 
 
-def pixel_loss(logits: Tensor, classes: Tensor) -> Tensor:  # (B, K, h, w), (B, H, W)
-    """Cross-entropy at the size of the labels; logits are interpolated to it."""
+def pixel_loss(logits: Tensor, classes: Tensor, weights: Sequence[float] = ()) -> Tensor:  # (B, K, h, w), (B, H, W)
+    """Cross-entropy at the size of the labels, a mean over all pixels; logits are interpolated to it."""
     large = F.interpolate(logits.float(), classes.shape[-2:], mode="bilinear", align_corners=False)
-    return F.cross_entropy(large, classes, ignore_index=IGNORED, reduction="sum") / classes.numel()
+    weight = large.new_tensor(weights) if weights else None
+    return F.cross_entropy(large, classes, weight, ignore_index=IGNORED, reduction="sum") / classes.numel()
 
 
 class SegmentationMetric:
