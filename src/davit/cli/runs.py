@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
 
     def runs(
         folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")] = (Path("runs"),),
-        metric: Annotated[str, arg(metavar="NAME")] = "top1",
+        metric: Annotated[str, arg(metavar="NAME", help_behavior_hint="")] = "",
         out: Annotated[Path | None, arg(metavar="FILE")] = None,
         json: bool = False,
     ) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
 
         Args:
             folders: Run folders, or folders that hold some, however deep; by default runs.
-            metric: What decides: top1, top5, validation_loss, or another name in metrics.jsonl.
+            metric: What decides: a name in metrics.jsonl, by default the first there is of top1, box_ap and miou.
             out: Also write a page (.html) with table and curves, or a plot of the curves (.png).
             json: Print as JSON.
         """

@@ -9,6 +9,7 @@ from typing import Any
 
 from davit.atomic import atomic_write
 from davit.explain import charts
+from davit.explain.numbers import is_share
 from davit.explain.page import make_page
 from davit.explain.run_folder import RunFolder, find_runs, read_run
 from davit.naming import unknown_name
@@ -83,7 +84,10 @@ class Comparison:
         }
 
 
-def compare(roots: Sequence[Path], metric: str = "top1") -> Comparison:
+USUAL = ("top1", "box_ap", "miou")  # what decides, of those that the runs have
+
+
+def compare(roots: Sequence[Path], metric: str = "") -> Comparison:
     """Read all runs in and below some folders.
 
     Raises:
@@ -93,6 +97,7 @@ def compare(roots: Sequence[Path], metric: str = "top1") -> Comparison:
     known = dict.fromkeys(
         key for run in runs for record in run.history for key in record if key not in ("step", "epoch")
     )
+    metric = metric or next((name for name in USUAL if name in known), USUAL[0])
     if known and metric not in known:
         raise unknown_name("metric", metric, known)
     unsorted = Comparison(metric=metric, runs=tuple(runs))
@@ -107,7 +112,7 @@ def compare(roots: Sequence[Path], metric: str = "top1") -> Comparison:
 def table(comparison: Comparison) -> list[list[str]]:
     """Head and rows, as text; the first column numbers the runs."""
     metric = comparison.metric
-    show = charts.percent if metric.startswith("top") else charts.plain
+    show = charts.percent if is_share(metric) else charts.plain
     head = [
         "",
         "run",
@@ -204,7 +209,7 @@ def _cells(row: Sequence[str], keys: Sequence[Any]) -> str:
 
 def _curves(comparison: Comparison) -> list[tuple[str, list[charts.Series], Callable[[float], str]]]:
     """Title, lines and formatter of each chart: the metric, and the training loss."""
-    show = charts.percent if comparison.metric.startswith("top") else charts.plain
+    show = charts.percent if is_share(comparison.metric) else charts.plain
     shown = list(zip(range(1, MOST_LINES + 1), TONES, comparison.runs, strict=False))
     return [
         (

@@ -13,6 +13,11 @@ def numbers_row(metrics: dict[str, float]) -> str:
     return f'<dl class="numbers-row">{items}</dl>'
 
 
+def is_share(key: str) -> bool:
+    """Whether a score is a fraction, to be shown as percent."""
+    return key.startswith(("top", "box_ap", "mask_ap")) or key in ("miou", "aacc", "macc")
+
+
 def _label(key: str) -> str:
     known = {
         "top1": "Top-1 accuracy",
@@ -33,7 +38,7 @@ def _label(key: str) -> str:
 def _amount(key: str, value: float) -> str:
     if not math.isfinite(value):
         return "not finite"
-    if key.startswith(("top", "box_ap", "mask_ap")) or key in ("miou", "aacc", "macc"):
+    if is_share(key):
         return charts.percent(value)
     if key == "seconds":
         return f"{value:.1f} s"
