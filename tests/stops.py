@@ -14,6 +14,7 @@ import torch
 
 import davit.train.run as run_module
 import davit.train.trainer as trainer_module
+from davit.tasks.classification import ClassificationMetric
 from davit.train.step import Stepper
 
 SETTINGS = [
@@ -101,7 +102,7 @@ def _send_at(at: str, number: int, mark: Path, sent: int) -> None:
     elif at == "step":
         Stepper.gradients = before(Stepper.gradients)
     elif at == "evaluation":
-        run_module.ClassificationMetric.update = before(run_module.ClassificationMetric.update)
+        ClassificationMetric.update = before(ClassificationMetric.update)
     else:
         trainer_module.save_point = before(trainer_module.save_point)
 
