@@ -93,6 +93,15 @@ def test_evaluation_repeats_the_scores_of_the_run(
         assert list(report["per_class"])[-1] == "9"
 
 
+def test_the_table_shows_counts_as_counts(segmenter: Path, masks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(segmenter), "--data", str(masks), "--workers", "0", "--per-class"]) == 0
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert lines["class"] == ["class", "iou", "accuracy", "pixels"]
+    true = sum(np.sum(np.asarray(Image.open(path)) == 0) for path in (masks / "val_masks").iterdir())
+    assert lines["background"][-1] == f"{true:,}"
+    assert lines["count"] == ["count", "5"]
+
+
 def test_prediction_draws_and_writes_coco_results(detector: Path, coco: Path, tmp_path: Path, say: Say) -> None:
     pictures = sorted((coco / "val2017").iterdir())
     found = say("predict", *pictures, "--model", detector, "--save", tmp_path / "drawn", "--threshold", 0.0)

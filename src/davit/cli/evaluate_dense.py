@@ -97,20 +97,21 @@ def _score(model: "Detector | Segmenter", images: Any, metric: Any, options: Den
 def _table(report: Mapping[str, Any], per_class: bool) -> str:
     scores = {name: value for name, value in report.items() if isinstance(value, (int, float))}
     lines = [f"{report['checkpoint']} on {report['data']}", ""]
-    lines += [f"  {name:<14} {_shown(name, value)}" for name, value in scores.items()]
+    lines += [f"  {name:<14} {_shown(value)}" for name, value in scores.items()]
     if per_class:
         rows: Mapping[str, Mapping[str, float | None]] = report["per_class"]
         columns = [*next(iter(rows.values()))]
         wide = max(len("class"), *(len(name) for name in rows))
         lines += ["", f"  {'class':<{wide}}" + "".join(f" {column:>10}" for column in columns)]
         lines += [
-            f"  {name:<{wide}}" + "".join(f" {_shown(column, row[column]):>10}" for column in columns)
+            f"  {name:<{wide}}" + "".join(f" {_shown(row[column]):>10}" for column in columns)
             for name, row in rows.items()
         ]
     return "\n".join(lines)
 
 
-def _shown(name: str, value: float | None) -> str:
+def _shown(value: float | None) -> str:
+    """Counts as they are, fractions as percent."""
     if value is None:
         return "-"
-    return f"{value:d}" if name == "count" else f"{100 * value:.2f} %"
+    return f"{value:,}" if isinstance(value, int) else f"{100 * value:.2f} %"

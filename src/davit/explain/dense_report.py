@@ -71,7 +71,7 @@ def _classes(rows: dict[str, dict[str, float | None]]) -> str:
     order = sorted(rows.items(), key=lambda row: (row[1][columns[0]] is None, row[1][columns[0]] or 0.0))
     body = "".join(
         f"<tr><td>{escape(name)}</td>"
-        + "".join(f'<td class="number">{_share(row[column])}</td>' for column in columns)
+        + "".join(f'<td class="number">{_shown(row[column])}</td>' for column in columns)
         + "</tr>"
         for name, row in order
     )
@@ -79,8 +79,10 @@ def _classes(rows: dict[str, dict[str, float | None]]) -> str:
     return f"<p>Every class, the worst first.</p>{table}"
 
 
-def _share(value: float | None) -> str:
-    return "not there" if value is None else charts.percent(value)
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "not there"
+    return f"{value:,}" if isinstance(value, int) else charts.percent(value)
 
 
 def _gallery(result: RunResult) -> str:

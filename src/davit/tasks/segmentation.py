@@ -100,5 +100,5 @@ class SegmentationMetric:
         return self.counts.compute()
 
     def per_class(self) -> dict[str, dict[str, float | None]]:
-        """Return `iou` and `accuracy` of each class by name; None where nothing was counted."""
+        """Return `iou`, `accuracy` and true `pixels` of each class by name; None where nothing was counted."""
         return self.counts.per_class()
