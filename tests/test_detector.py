@@ -38,7 +38,7 @@ def test_published_parameters_and_macs(kind, variant):
     config = DetectorConfig(backbone=VARIANTS[variant], head=DetectorHead(kind=kind))
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model = Detector(config)
-        maps = model.pyramid(model._normed(torch.empty(1, 3, 800, 1280)))
+        maps = model.features(torch.empty(1, 3, 800, 1280))
         if kind == "retinanet":
             model.head._look(maps)
         else:

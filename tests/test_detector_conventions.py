@@ -37,7 +37,7 @@ def _one_thread() -> None:
 def test_anchors_are_mmdets(kind, strides, scales):
     model = talkative(kind)
     with torch.no_grad():
-        maps = model.pyramid(model._normed(torch.zeros(1, 3, *SIZE)))
+        maps = model.features(torch.zeros(1, 3, *SIZE))
     anchors = (model.head if kind == "retinanet" else model.head.proposals).anchors
     ours = torch.cat(anchors(maps)).double().numpy()
     np.testing.assert_allclose(ours, mmdet_anchors(*SIZE, strides, scales, (0.5, 1.0, 2.0)), atol=1e-4)

@@ -66,7 +66,7 @@ class Maps(nn.Module):
 
     def forward(self, images):
         """Return the pyramid's levels by name."""
-        levels = self.model.pyramid(self.model._normed(images))
+        levels = self.model.features(images)
         return OrderedDict((str(i), x) for i, x in enumerate(levels))
 
 

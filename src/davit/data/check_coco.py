@@ -1,7 +1,6 @@
 """Look for what spoils training or scores in a COCO data set."""
 
 import json
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from davit.data.coco_annotations import Category, is_inside
 from davit.data.coco_classes import is_placeholder
 from davit.data.coco_json import entries
 from davit.data.findings import CheckReport, Finding, Level
+from davit.data.folder import file_bytes
 from davit.data.image_facts import ImageFacts, measure
 from davit.decoding import FORMATS, QUIET, show_path
 
@@ -57,10 +57,7 @@ class _Pictures:
         return len(self.paths)
 
     def file(self, index: int) -> tuple[str, bytes]:
-        path = self.paths[index]
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
-            raise OSError(f"{show_path(path)} is not a regular file")
-        return self.name(index), path.read_bytes()
+        return self.name(index), file_bytes(self.paths[index])
 
     def name(self, index: int) -> str:
         return show_path(self.paths[index])

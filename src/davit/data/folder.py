@@ -95,10 +95,7 @@ class ClassFolder(Dataset[tuple["Image", int]]):
         Raises:
             OSError: it cannot be read.
         """
-        path = self.paths[index]
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
-            raise OSError(f"{show_path(path)} is not a regular file")
-        return path.read_bytes()
+        return file_bytes(self.paths[index])
 
     def name(self, index: int) -> str:
         """Return what errors call an image: its path."""
@@ -196,3 +193,14 @@ def _rank(name: str, seed: int) -> float:
     text = unicodedata.normalize("NFC", name)
     digest = hashlib.sha256(f"{seed}/{text}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def file_bytes(path: Path) -> bytes:
+    """Read a file whole.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or device, of which there may be no end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{show_path(path)} is not a regular file")
+    return path.read_bytes()

@@ -24,7 +24,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from davit.data import ade20k
-from davit.data.folder import SPLITS
+from davit.data.folder import SPLITS, file_bytes
 from davit.data.index_png import read_mask
 from davit.decoding import QUIET, SUFFIXES, ImageError, read_image, show_path
 from davit.models.segmenter_config import IGNORED
@@ -147,7 +147,7 @@ class MaskFolder(Dataset["tuple[Image.Image, NDArray[np.uint8]]"]):
 
     def file(self, index: int) -> tuple[str, bytes]:
         """Return what errors call a picture, and the bytes of its file."""
-        return self.name(index), self.paths[index].read_bytes()
+        return self.name(index), file_bytes(self.paths[index])
 
     def histogram(self, most: int | None = None) -> "NDArray[np.int64]":
         """Count the pixels of each class index, (256,); the last entry counts those of no class.

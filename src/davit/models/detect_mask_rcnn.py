@@ -7,18 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from davit.models.detect_boxes import clip, decode, encode, select
-from davit.models.detect_layers import (
+from davit.models.detect_matching import BACKGROUND, ImageGenerators, draw, match
+from davit.models.detect_proposals import Proposals
+from davit.models.detect_regions import mask_targets, pool_regions
+from davit.models.detections import DetectorOutput
+from davit.models.detector_config import DetectorHead
+from davit.models.layers import (
     OffsetLinear,
     RectifiedConv2d,
     RectifiedConvTranspose2d,
     SmallLinear,
     XavierLinear,
 )
-from davit.models.detect_matching import BACKGROUND, ImageGenerators, draw, match
-from davit.models.detect_proposals import Proposals
-from davit.models.detect_regions import mask_targets, pool_regions
-from davit.models.detections import DetectorOutput
-from davit.models.detector_config import DetectorHead
 from davit.structures import Instances
 
 STRIDES = (4, 8, 16, 32)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from davit.models.detect_boxes import Anchors, clip, decode, encode, inside, select
-from davit.models.detect_layers import SmallConv2d
 from davit.models.detect_matching import NEITHER, draw, match
 from davit.models.detector_config import DetectorHead
+from davit.models.layers import SmallConv2d
 
 STRIDES = (4, 8, 16, 32, 64)
 DEVIATIONS = (1.0, 1.0, 1.0, 1.0)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from davit.models.detect_boxes import Anchors, clip, decode, encode, inside, select
-from davit.models.detect_layers import PriorConv2d, SmallConv2d
 from davit.models.detect_matching import NEITHER, match
 from davit.models.detections import DetectorOutput
 from davit.models.detector_config import DetectorHead
+from davit.models.layers import PriorConv2d, SmallConv2d
 from davit.structures import Instances
 
 STRIDES = (8, 16, 32, 64, 128)

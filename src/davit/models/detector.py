@@ -6,8 +6,8 @@ from typing import overload
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from davit.models.blocks import NORM_EPS
 from davit.models.davit import DaViT
+from davit.models.dense import map_norms, normed
 from davit.models.detect_mask_rcnn import MaskRCNN
 from davit.models.detect_retinanet import RetinaNet
 from davit.models.detections import DetectorOutput
@@ -37,7 +37,7 @@ class Detector(nn.Module):
         head, widths = config.head, config.backbone.widths[config.head.first_stage :]
         self.config = config
         self.backbone = DaViT(config.backbone)
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=NORM_EPS) for width in widths)
+        self.norms = map_norms(widths)
         two_stages = head.kind == "mask_rcnn"
         self.pyramid = Pyramid(widths, head.channels, convolved=0 if two_stages else 2)
         self.head = (MaskRCNN if two_stages else RetinaNet)(head, config.num_classes)
@@ -77,12 +77,13 @@ class Detector(nn.Module):
             if given is not None and len(given) != count:
                 raise ValueError(f"{count} images need as many {name}, got {len(given)}")
         divisor = self.config.head.divisor
-        maps = self.pyramid(self._normed(F.pad(images, (0, -width % divisor, 0, -height % divisor))))
+        padded = F.pad(images, (0, -width % divisor, 0, -height % divisor))
+        maps = self.features(padded)
         if instances is None:
             return self.head.detect(maps, sizes)
         extents = [(h + -h % divisor, w + -w % divisor) for h, w in sizes]
         return self.head.losses(maps, instances, sizes, extents)
 
-    def _normed(self, images: Tensor) -> list[Tensor]:
-        maps = self.backbone(images)[self.config.head.first_stage :]
-        return [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(self.norms, maps, strict=True)]
+    def features(self, images: Tensor) -> list[Tensor]:  # (B, in_channels, height, width), multiples of the divisor
+        """Return the pyramid's maps, finest first, (B, channels, H, W) each."""
+        return self.pyramid(normed(self.norms, self.backbone(images)[self.config.head.first_stage :]))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from davit.models.detect_layers import XavierConv2d
+from davit.models.layers import XavierConv2d
 
 
 class Pyramid(nn.Module):

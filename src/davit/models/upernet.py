@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from davit.models.blocks import NORM_EPS, DropPath
+from davit.models.blocks import DropPath
 from davit.models.davit import DaViT
+from davit.models.dense import map_norms, normed
+from davit.models.layers import RectifiedConv2d, SmallConv2d
 from davit.models.segmenter_config import SegmenterConfig, UPerNetHead
 from davit.preprocessing import Preprocessing
 
@@ -40,29 +42,6 @@ class BatchNorm(nn.BatchNorm2d):
             mean, variance = self.running_mean, self.running_var
             return F.batch_norm(input, mean, variance, self.weight, self.bias, training=False, eps=self.eps)
         return super().forward(input)
-
-
-class RectifiedConv2d(nn.Conv2d):
-    """A convolution under a ReLU; its first values keep the variance of gradients (as mmcv's ConvModule)."""
-
-    def reset_parameters(self) -> None:
-        """Draw first values: normal, of variance 2 / (kernel area x output channels)."""
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-        assert self.bias is None
-
-
-class PixelClassifier(nn.Conv2d):
-    """A linear classifier of each position."""
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        """Classify `channels` features."""
-        super().__init__(channels, num_classes, 1)
-
-    def reset_parameters(self) -> None:
-        """Draw first values: normal of deviation 0.01, no bias (as mmsegmentation's decode heads)."""
-        nn.init.normal_(self.weight, std=0.01)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
 
 class ConvNorm(nn.Module):
@@ -125,7 +104,7 @@ class UPerNet(nn.Module):
         self.outputs = nn.ModuleList(ConvNorm(channels, channels, 3) for _ in widths[:-1])
         self.fusion = ConvNorm(len(widths) * channels, channels, 3)
         self.dropout = ChannelDropout(config.dropout)
-        self.classifier = PixelClassifier(channels, num_classes)
+        self.classifier = SmallConv2d(channels, num_classes, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:  # (B, C, H, W) each
         """Return logits at the size of the first map, (B, num_classes, H, W)."""
@@ -147,7 +126,7 @@ class AuxiliaryHead(nn.Module):
         super().__init__()
         self.conv = ConvNorm(width, config.auxiliary_channels, 3)
         self.dropout = ChannelDropout(config.dropout)
-        self.classifier = PixelClassifier(config.auxiliary_channels, num_classes)
+        self.classifier = SmallConv2d(config.auxiliary_channels, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, width, H, W)
         """Return logits, (B, num_classes, H, W)."""
@@ -169,7 +148,7 @@ class Segmenter(nn.Module):
         widths = config.backbone.widths
         self.config = config
         self.backbone = DaViT(config.backbone)
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=NORM_EPS) for width in widths)
+        self.norms = map_norms(widths)
         self.head = UPerNet(widths, config.head, config.num_classes)
         self.auxiliary = AuxiliaryHead(widths[AUXILIARY_STAGE], config.head, config.num_classes)
         self.preprocessing: Preprocessing | None = None
@@ -177,8 +156,7 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> SegmenterOutput:  # (B, in_channels, height, width)
         """Return logits at a quarter of the images' size."""
-        maps = self.backbone(images)
-        maps = [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(self.norms, maps, strict=True)]
+        maps = normed(self.norms, self.backbone(images))
         return SegmenterOutput(self.head(maps), self.auxiliary(maps[AUXILIARY_STAGE]))
 
 

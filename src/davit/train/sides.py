@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import torch
+
 from davit.data.coco import CocoImages, find_coco
 from davit.data.detection_transforms import DetectionAugmentation, DetectionTransform
 from davit.data.evaluation_loader import equal_sizes, evaluation_batches, picture_batches
@@ -11,6 +13,7 @@ from davit.data.masks import find_masks
 from davit.data.scenes import Scenes
 from davit.data.segmentation_transforms import SegmentationAugmentation, SegmentationTransform
 from davit.data.transforms import Augmentation, TrainTransform
+from davit.evaluation.mean_iou import check_labels
 from davit.preprocessing import Preprocessing
 from davit.structures import Batch
 from davit.tasks.classification import ClassificationConfig, ClassificationTask
@@ -21,6 +24,8 @@ from davit.train.distributed import World
 from davit.train.plan import Metric
 from davit.train.recipe import Recipe
 from davit.train.step import Task
+
+LOOKED_AT = 32  # masks of each part whose labels are looked at before a run
 
 
 class ScoredTask(Task, Protocol):
@@ -53,7 +58,10 @@ def list_images(recipe: Recipe) -> Images:
     if not data.root:
         raise ValueError("say where the images are: data.root=DIR")
     if isinstance(recipe.task, SegmentationConfig):
-        return Images(*find_masks(data.root, data.ignore, class_list=data.class_list or None))
+        train, validation = find_masks(data.root, data.ignore, class_list=data.class_list or None)
+        for part in (train, validation):
+            check_labels(torch.from_numpy(part.histogram(LOOKED_AT)), len(train.classes))
+        return Images(train, validation)
     found = find_coco(data.root)
     train = CocoImages(*found.train, masks=recipe.task.masks)
     validation = CocoImages(*found.validation, masks=recipe.task.masks, classes=train.classes)

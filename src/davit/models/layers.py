@@ -1,4 +1,4 @@
-"""Layers of detectors by their first values, which are mmdet 2's."""
+"""Layers of dense heads by their first values, which are those of mmdet 2, mmsegmentation and mmcv."""
 
 import math
 
