@@ -17,7 +17,7 @@ from davit.train.build import build_model
 from davit.train.distributed import World
 from davit.train.recipe import Recipe
 from davit.train.run import make_plan
-from davit.train.sides import list_images, make_task
+from davit.train.sides import first_values, list_images, make_task
 from davit.train.trainer import Trainer
 
 TINY = DaViTConfig(in_channels=1, widths=(32, 32, 32, 32), depths=(1, 1, 1, 1), window=3, drop_path=0.1)
@@ -66,7 +66,7 @@ def stop_after(trainer: Trainer, steps: int) -> None:
 def make_trainer(recipe: Recipe, folder: Path, world: World | None = None) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
     images = list_images(recipe)
-    model = build_model(recipe, images.train.classes, world)
+    model = build_model(recipe, images.train.classes, world, first=first_values(recipe, images))
     task = make_task(recipe, images)
     return Trainer(recipe, model, task, make_plan(recipe, model, task, images, world), folder, world)
 

@@ -11,10 +11,12 @@ import torch
 import davit
 from davit.data.scenes import Scenes
 from davit.decoding import ImageError
+from davit.records import assign
 from davit.structures import Detections, Segmentation
 from davit.train.checkpoint import latest_point
 from davit.train.run import run
 from davit.train.stop import TrainingStoppedError
+from davit.weights.save import save
 from runs import make_trainer, states_equal, stop_after, tiny_dense_recipe, weights_of
 
 NAMES = ("digits.detection", "retinanet", "digits.segmentation")
@@ -137,6 +139,23 @@ def test_a_detector_starts_from_a_classifier_and_keeps_frozen_stages(tmp_path: P
     same = {name: torch.equal(theirs[name], ours[name]) for name in theirs}
     assert all(same[name] for name in same if name.startswith(("stages.0.", "stages.1.")))
     assert not any(same[name] for name in same if name.startswith("stages.3.") and name.endswith("fc1.weight"))
+
+
+def test_a_fresh_segmenter_believes_in_the_classes_by_their_shares_and_a_trained_one_in_its_own(tmp_path: Path) -> None:
+    recipe = tiny_dense_recipe("digits.segmentation", task__prior_samples="30", data__scenes="30")
+    fresh = make_trainer(recipe, tmp_path / "fresh").model
+    masks = np.stack([mask for _, mask in Scenes("train", 30, "segmentation")])
+    for classifier in (fresh.head.classifier, fresh.auxiliary.classifier):
+        shares = classifier.bias.softmax(0)
+        for index, share in enumerate(shares.tolist()):
+            assert share == pytest.approx((masks == index).mean(), rel=1e-4)
+    with torch.no_grad():
+        fresh.head.classifier.bias.fill_(7.0)
+    save(fresh, tmp_path / "model.safetensors")
+    again = make_trainer(assign(recipe, "model.init", str(tmp_path / "model.safetensors")), tmp_path / "again").model
+    assert again.head.classifier.bias.tolist() == [7.0] * 11
+    equal = make_trainer(assign(recipe, "task.prior_samples", "0"), tmp_path / "equal").model
+    assert not equal.head.classifier.bias.any()
 
 
 def test_detections_go_to_coco_and_supervision() -> None:

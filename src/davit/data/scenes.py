@@ -133,7 +133,14 @@ class Scenes:
         picture = _paint(layout, rng)
         if self.task == "detection":
             return picture, _instances(layout)
-        return picture, np.array([0, *(digit + 1 for digit in layout.labels())], np.uint8)[layout.owner]
+        return picture, _classes(layout)
+
+    def histogram(self, most: int | None = None) -> "NDArray[np.int64]":
+        """Count the pixels of each class of segmentation, (256,), in at most `most` scenes, evenly spread."""
+        counts = np.zeros(256, np.int64)
+        for index in range(0, len(self), -(-len(self) // (most or len(self)))):
+            counts += np.bincount(_classes(self._layout(index)[0]).ravel(), minlength=256)
+        return counts
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a scene."""
@@ -230,6 +237,11 @@ def _colour(shade: float, rng: np.random.Generator) -> "NDArray[np.float32]":
     tint = rng.uniform(-50, 50, 3)
     tint -= tint @ _LUMINANCE
     return (shade + (contrast if brighter else -contrast) + tint).clip(0, 255).astype(np.float32)
+
+
+def _classes(layout: _Layout) -> "NDArray[np.uint8]":
+    """What each pixel shows: 0 for the background, else the digit and 1."""
+    return np.array([0, *(digit + 1 for digit in layout.labels())], np.uint8)[layout.owner]
 
 
 def _instances(layout: _Layout) -> Instances:

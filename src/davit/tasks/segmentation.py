@@ -22,10 +22,14 @@ class SegmentationConfig:
     Attributes:
         auxiliary: weight of the auxiliary head's loss (0.4 in the official configuration).
         class_weights: weight of each class in the loss; empty for equal ones (the official configuration).
+        prior_samples: training masks whose pixels are counted, so that fresh classifiers begin by giving each class its
+            share of them. 0 begins with equal shares (the official configuration): where one class has most of the
+            pixels, a network without pre-trained weights then first learns that, and may go no further.
     """
 
     auxiliary: float = 0.4
     class_weights: tuple[float, ...] = ()
+    prior_samples: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a weight that would teach the opposite."""
@@ -33,6 +37,8 @@ class SegmentationConfig:
             raise ValueError(f"auxiliary must not be negative, got {self.auxiliary}")
         if self.class_weights and min(self.class_weights) < 0:
             raise ValueError(f"class_weights must not be negative, got {self.class_weights}")
+        if self.prior_samples < 0:
+            raise ValueError(f"prior_samples must not be negative, got {self.prior_samples}")
 
 
 class SegmentationTask:

@@ -1,9 +1,11 @@
 """From a recipe to what it names: images and model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from davit.data.digits import Digits
 from davit.data.folder import split_folder
@@ -66,12 +68,17 @@ def build_images(data: DataRecipe, seed: int) -> Images:
 
 
 def build_model(
-    recipe: Recipe, classes: tuple[str, ...], world: World | None = None, notes: list[str] | None = None
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    world: World | None = None,
+    notes: list[str] | None = None,
+    first: Mapping[str, Tensor] | None = None,
 ) -> Model:
     """Build the model of a recipe, with fresh weights or from `model.init`; the seed decides all randomness.
 
     With `world` it is sharded where the recipe says so, and fresh weights are drawn without any process holding them
-    all. What the initial weights cover is added to `notes`.
+    all. What the initial weights cover is added to `notes`. `first` has the values of parameters that are not drawn,
+    where the initial weights do not give them.
 
     Raises:
         ValueError: the initial weights cannot be read, or take images of other channels.
@@ -92,7 +99,7 @@ def build_model(
     if notes is not None and recipe.model.init:
         notes.append(coverage(recipe.model.init, known, model))
     classifiers = isinstance(start, Classifier) and isinstance(model, Classifier)
-    initialise(model, recipe.runtime.seed, known, start if classifiers else None)
+    initialise(model, recipe.runtime.seed, {**(first or {}), **known}, start if classifiers else None)
     return model
 
 

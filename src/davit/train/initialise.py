@@ -50,7 +50,7 @@ def fresh_values(model: nn.Module, seed: int, known: Mapping[str, Tensor]) -> It
         if isinstance(model, Classifier) or path.startswith("backbone."):
             init_linear(leaf)
         values = {**dict(leaf.named_parameters()), **dict(leaf.named_buffers())}
-        yield from ((full, values[name].detach()) for full, name in names.items())
+        yield from ((full, values[name].detach()) for full, name in names.items() if full not in known)
 
 
 def _copy_of(module: nn.Module) -> nn.Module:

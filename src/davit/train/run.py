@@ -27,7 +27,7 @@ from davit.train.device import pick_workers
 from davit.train.distributed import World, joined, naming_lost_processes
 from davit.train.plan import Metric, Plan
 from davit.train.recipe import Recipe
-from davit.train.sides import ScoredTask, list_images, make_task, train_samples, validation_batches
+from davit.train.sides import ScoredTask, first_values, list_images, make_task, train_samples, validation_batches
 from davit.train.stop import StopRequest
 from davit.train.trainer import Trainer
 from davit.weights.load import load
@@ -78,7 +78,7 @@ def run(recipe: Recipe, folder: Path) -> RunResult | None:
         images = list_images(recipe)
         world.once(lambda: claim(folder, recipe))
         notes = list(images.notes)
-        model = build_model(recipe, images.train.classes, world, notes)
+        model = build_model(recipe, images.train.classes, world, notes, first_values(recipe, images))
         task = make_task(recipe, images)
         trainer = Trainer(recipe, model, task, make_plan(recipe, model, task, images, world), folder, world)
         if point := latest_point(folder, world):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from davit.data.coco import CocoImages, find_coco
 from davit.data.detection_transforms import DetectionAugmentation, DetectionTransform
@@ -26,6 +27,7 @@ from davit.train.recipe import Recipe
 from davit.train.step import Task
 
 LOOKED_AT = 32  # masks of each part whose labels are looked at before a run
+LEAST_SHARE = 1e-3  # of the pixels, for a class that those looked at may not show
 
 
 class ScoredTask(Task, Protocol):
@@ -69,6 +71,19 @@ def list_images(recipe: Recipe) -> Images:
     notes = [f"{len(train) - len(useful)} training pictures without objects are left out"] * (len(useful) < len(train))
     notes += [f"{train.dropped} training objects without area are left out"] * bool(train.dropped)
     return Images(Part(train, useful), validation, tuple(notes))
+
+
+def first_values(recipe: Recipe, images: Images) -> dict[str, Tensor]:
+    """First values that follow from the training data, by name of the parameter.
+
+    The biases of both classifiers of a segmenter are the logarithms of the classes' shares, as the focal loss has its
+    prior (arXiv 1708.02002, section 3.3).
+    """
+    if not isinstance(recipe.task, SegmentationConfig) or not recipe.task.prior_samples:
+        return {}
+    counts = torch.from_numpy(images.train.histogram(recipe.task.prior_samples))[: len(images.train.classes)]
+    biases = (counts / counts.sum().clamp(min=1)).clamp(min=LEAST_SHARE).log().float()
+    return {"head.classifier.bias": biases, "auxiliary.classifier.bias": biases}
 
 
 def make_task(recipe: Recipe, images: Images) -> ScoredTask:
