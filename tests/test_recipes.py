@@ -143,6 +143,17 @@ def test_fine_tuning_is_gentle_only_with_known_weights():
     assert recipe_with("finetune", ["model.init="]) == fresh
 
 
+def test_settings_that_go_together_are_judged_together() -> None:
+    settings = ["schedule.drops=", "schedule.shape=cosine", "schedule.epochs=4"]
+    for order in (settings, settings[::-1]):
+        schedule = recipe_with("coco.mask_rcnn_1x", order).schedule
+        assert (schedule.shape, schedule.drops, schedule.epochs) == ("cosine", (), 4)
+    with pytest.raises(ValueError, match="go together"):
+        recipe_with("coco.mask_rcnn_1x", settings[1:])
+    task = ["model.head.kind=retinanet", "task.masks=false"]
+    assert recipe_with("digits.detection", task).model.head == recipe_with("digits.detection", task[::-1]).model.head
+
+
 def test_the_variant_is_heard_wherever_it_is_given():
     settings = ["model.backbone.drop_path=0.3", "model.variant=davit_nano"]
     for order in (settings, settings[::-1]):

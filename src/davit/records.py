@@ -49,21 +49,36 @@ def assign(record: T, path: str, text: str, *, prefix: str = "") -> T:
     Raises:
         ValueError: no such field (the nearest is named), text of the wrong type, or a value that the class refuses.
     """
-    name, _, rest = path.partition(".")
+    return assign_all(record, {path: text}, prefix=prefix)
+
+
+def assign_all(record: T, texts: Mapping[str, str], *, prefix: str = "") -> T:
+    """Set several fields as `assign` does; what a class asks of its fields together is asked of all of them.
+
+    Raises:
+        ValueError: as `assign`.
+    """
     hints = typing.get_type_hints(type(record))
     names = [f.name for f in dataclasses.fields(record)]  # type: ignore[arg-type]
-    if name not in names:
-        raise unknown_name("field", prefix + path, [prefix + known for known in field_paths(record)])
-    value = getattr(record, name)
-    if dataclasses.is_dataclass(value):
-        if not rest:
+    changes: dict[str, Any] = {}
+    groups: dict[str, dict[str, str]] = {}
+    for path, text in texts.items():
+        name, _, rest = path.partition(".")
+        if name not in names:
+            raise unknown_name("field", prefix + path, [prefix + known for known in field_paths(record)])
+        value = getattr(record, name)
+        if not dataclasses.is_dataclass(value):
+            if rest:
+                raise ValueError(f"{prefix}{name} is a value and has no field {rest!r}: write {prefix}{name}=VALUE")
+            changes[name] = _parsed(hints[name], text, prefix + path)
+        elif rest:
+            groups.setdefault(name, {})[rest] = text
+        else:
             listed = ", ".join(f"{prefix}{path}.{known}" for known in field_paths(value))
             raise ValueError(f"{prefix}{path} is a group of fields: set one of {listed}")
-        inner = assign(value, rest, text, prefix=f"{prefix}{name}.")
-        return dataclasses.replace(record, **{name: inner})  # type: ignore[type-var]
-    if rest:
-        raise ValueError(f"{prefix}{name} is a value and has no field {rest!r}: write {prefix}{name}=VALUE")
-    return dataclasses.replace(record, **{name: _parsed(hints[name], text, prefix + path)})  # type: ignore[type-var]
+    for name, inner in groups.items():
+        changes[name] = assign_all(getattr(record, name), inner, prefix=f"{prefix}{name}.")
+    return dataclasses.replace(record, **changes)  # type: ignore[type-var]
 
 
 def field_paths(record: Any) -> list[str]:

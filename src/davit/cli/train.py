@@ -100,7 +100,7 @@ def recipe_with(name: str, settings: "Sequence[str]") -> "Recipe":
     """
     from davit.recipes import make_recipe
     from davit.recipes.start import Start
-    from davit.records import assign
+    from davit.records import assign, assign_all
 
     pairs = []
     for setting in settings:
@@ -114,9 +114,7 @@ def recipe_with(name: str, settings: "Sequence[str]") -> "Recipe":
         if path in ("model.variant", "model.init", "data.batch_size"):
             start = assign(start, field, text, prefix=f"{group}.")
     recipe = make_recipe(name, start.variant, init=start.init, batch_size=start.batch_size)
-    for path, text in pairs:
-        recipe = assign(recipe, path, text)
-    return recipe
+    return assign_all(recipe, dict(pairs))
 
 
 def move_aside(folder: Path) -> None:
