@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from davit.data import ade20k
+from davit.class_names import ADE20K
 from davit.data.index_png import read_mask
 from davit.data.masks import MaskFolder, mask_parts
 from davit.decoding import ImageError
@@ -91,12 +91,12 @@ def test_ade20k_labels_count_from_one_and_zero_is_no_class(tmp_path: Path, with_
     parts = ("training", "validation")
     made = make(tmp_path, pictures="images/{}", masks="annotations/{}", parts=parts, prefix="ADE_train_0", values=151)
     if with_list:
-        lines = [f"{n}\t0.1\t7\t3\t{name}, also {n}\n" for n, name in enumerate(ade20k.CLASSES, 1)]
+        lines = [f"{n}\t0.1\t7\t3\t{name}, also {n}\n" for n, name in enumerate(ADE20K, 1)]
         (tmp_path / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n" + "".join(lines))
     assert set(mask_parts(tmp_path)) == {"train", "val"}
     folder = MaskFolder(tmp_path, "val")
     assert folder.is_ade20k
-    assert folder.classes == ade20k.CLASSES
+    assert folder.classes == ADE20K
     for index in range(3):
         stored = made[f"validation/ADE_train_0{index}.b"]
         expected = np.where(stored == 0, 255, stored - 1)
@@ -107,10 +107,10 @@ def test_ade20k_labels_count_from_one_and_zero_is_no_class(tmp_path: Path, with_
 
 
 def test_ade20k_has_its_150_classes() -> None:
-    assert len(set(ade20k.CLASSES)) == 150
+    assert len(set(ADE20K)) == 150
     places = {1: "wall", 3: "sky", 13: "person", 45: "chest of drawers", 90: "television", 150: "flag"}
-    assert {number: ade20k.CLASSES[number - 1] for number in places} == places
-    assert all(name == name.strip() for name in ade20k.CLASSES)
+    assert {number: ADE20K[number - 1] for number in places} == places
+    assert all(name == name.strip() for name in ADE20K)
 
 
 def test_its_layout_alone_does_not_make_a_folder_ade20k(tmp_path: Path) -> None:

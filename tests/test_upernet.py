@@ -13,7 +13,7 @@ from davit.models.config import DaViTConfig
 from davit.models.segmenter_config import SegmenterConfig, UPerNetHead
 from davit.models.upernet import BatchNorm, ChannelDropout, Segmenter
 from davit.models.variants import VARIANTS
-from davit.weights.convert import mmseg
+from davit.weights.convert.mmseg import UPERNET
 from foreign import randomise, relative_error
 
 TINY = DaViTConfig(widths=(32, 64, 96, 128), depths=(1, 1, 1, 1))
@@ -36,7 +36,7 @@ def segmenter(head: UPerNetHead = HEAD, num_classes: int = 7) -> Segmenter:
 
 def foreign(tensors: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
     """One head in transformers' spelling, which differs from mmsegmentation's in two words."""
-    theirs = mmseg.from_ours(tensors)
+    theirs = UPERNET.from_ours(tensors)
     return {
         key.removeprefix(head).replace(".bn.", ".batch_norm.").replace("conv_seg", "classifier"): tensor
         for key, tensor in theirs.items()
@@ -233,23 +233,23 @@ SPELLING = {
 def test_official_checkpoints_convert_both_ways_to_the_bit(pools: tuple[int, ...]) -> None:
     model = segmenter(UPerNetHead(channels=16, auxiliary_channels=8, pool_sizes=pools))
     state = model.state_dict()
-    theirs = mmseg.from_ours(state)
+    theirs = UPERNET.from_ours(state)
     assert len(theirs) == len(state)
     if len(pools) == 4:
         assert {key.rpartition(".")[0] for key in theirs} >= SPELLING
     assert {key.partition(".")[0] for key in theirs} == {"backbone", "decode_head", "auxiliary_head"}
-    back = mmseg.to_ours(theirs)
+    back = UPERNET.to_ours(theirs)
     assert set(back) == set(state)
     assert all(torch.equal(back[key], value) and back[key].dtype == value.dtype for key, value in state.items())
     model.load_state_dict(back)
 
 
 def test_unknown_tensors_of_a_checkpoint_are_named() -> None:
-    theirs = mmseg.from_ours(segmenter().state_dict())
+    theirs = UPERNET.from_ours(segmenter().state_dict())
     for extra in ("decode_head.conv_seg.running_sum", "decode_head.fpn_convs.3.conv.weight", "neck.0.weight"):
         with pytest.raises(ValueError, match=f"1 of .*{extra}"):
-            mmseg.to_ours(theirs | {extra: torch.ones(1)})
+            UPERNET.to_ours(theirs | {extra: torch.ones(1)})
     with pytest.raises(ValueError, match=r"1 of .*relative_position"):
-        mmseg.to_ours(theirs | {"backbone.main_blocks.0.0.0.attn.relative_position": torch.ones(1)})
+        UPERNET.to_ours(theirs | {"backbone.main_blocks.0.0.0.attn.relative_position": torch.ones(1)})
     with pytest.raises(ValueError, match="without a place"):
-        mmseg.from_ours(segmenter().state_dict() | {"mask_head.conv.weight": torch.ones(1)})
+        UPERNET.from_ours(segmenter().state_dict() | {"mask_head.conv.weight": torch.ones(1)})

@@ -63,6 +63,13 @@ def test_wrappers(wrap: str, tmp_path: Path) -> None:
     assert same(loaded, model)
 
 
+def test_class_names_that_mmcv_wrote(tmp_path: Path) -> None:
+    state, path = OFFICIAL.from_ours(classifier().state_dict()), tmp_path / "m.pth"
+    for names, wanted in ((("a", "b", "c ", "d"), ("a", "b", "c", "d")), (("a", "b"), ()), (("a", 1, "b", "c"), ())):
+        torch.save({"meta": {"CLASSES": names, "epoch": 3}, "state_dict": state}, path)
+        assert davit.load(path, window=7).classes == wanted
+
+
 def test_half_precision_is_kept_by_read_and_widened_by_load(tmp_path: Path) -> None:
     model = randomise(DaViT(SMALL)).half()
     path = write(

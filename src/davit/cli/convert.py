@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 if TYPE_CHECKING:
     from davit.weights.load import Weights
 
-Target = Literal["davit", "official", "official-dense", "timm", "florence2", "florence2-native", "mmpretrain"]
+Target = Literal[
+    "davit", "official", "official-dense", "timm", "florence2", "florence2-native", "mmpretrain", "mmdet", "mmseg"
+]
+
+_COUNTERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms, which nothing learns
 
 
 _HELP = """Turn a checkpoint into another format, to the bit and in the precision it has.
 
-The format of SRC is recognised. If SRC is a larger model with a DaViT inside, the DaViT is taken out.
+The format of SRC is recognised. The authors' Mask R-CNN, RetinaNet and UPerNet are taken whole; out of any other
+larger model the DaViT is taken.
 
   davit convert davit_tiny.msft_in1k tiny.safetensors
   davit convert official.pth.tar large.safetensors --variant davit_large_384
   davit convert mine.safetensors mine.pth --to timm
+  davit convert mask_rcnn.pth detector.safetensors
 """
 
 
@@ -71,22 +77,27 @@ def run(
         provenance = {**weights.header.provenance, "command": command}
         write_checkpoint(destination, dataclasses.replace(weights.header, provenance=provenance), tensors)
     else:
-        write_plain(destination, tensors, note(weights.header, to))
+        classes = weights.header.classes if to in ("mmdet", "mmseg") else ()
+        write_plain(destination, tensors, note(weights.header, to), classes)
     return _report(weights, destination, to)
 
 
 def _report(weights: "Weights", destination: Path, to: Target) -> dict[str, Any]:
     from davit.records import to_json
+    from davit.weights.export import head_settings
 
-    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.tensors.values()})
+    learnt = [tensor for name, tensor in weights.tensors.items() if not name.endswith(_COUNTERS)]
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learnt})
     return {
         "destination": str(destination),
         "from": weights.format,
         "to": to,
         "kind": weights.header.kind,
         "tensors": len(weights.tensors),
-        "parameters": sum(tensor.numel() for tensor in weights.tensors.values()),
+        "parameters": sum(tensor.numel() for tensor in learnt),
         "dtypes": dtypes,
+        "classes": len(weights.header.classes),
+        "head": head_settings(weights.header.config),
         "left_out": len(weights.left),
         "left_out_first": list(weights.left[:5]),
         "config": to_json(weights.header.config),
@@ -102,6 +113,9 @@ def _sentences(report: dict[str, Any]) -> str:
         f"window {config['window']}, {config['merge_kernel']}x{config['merge_kernel']} merging, "
         f"channel attention scaled by {config['channel_scale']}",
     ]
+    if report["head"]:
+        names = f"{report['classes']} class names" if report["classes"] else "no class names"
+        lines.append(f"{report['head']}, which no tensor tells; {names}")
     if report["left_out"]:
         more = ", ..." if report["left_out"] > len(report["left_out_first"]) else ""
         lines.append(f"left out {report['left_out']} tensors: {', '.join(report['left_out_first'])}{more}")

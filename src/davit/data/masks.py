@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from davit.data import ade20k
+from davit.class_names import ADE20K
 from davit.data.folder import SPLITS, file_bytes
 from davit.data.index_png import read_mask
 from davit.decoding import QUIET, SUFFIXES, ImageError, read_image, show_path
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASS_LIST = "classes.txt"
-_ADE20K_LIST = "objectInfo150.txt"
+ADE20K_LIST = "objectInfo150.txt"
 _SPELLINGS = {"train": ("train", "training"), "val": ("val", "validation"), "test": ("test", "testing")}
 _LAYOUTS = (
     ("{}", "{}_masks"),
@@ -230,7 +230,7 @@ def _class_names(
     root: Path, pictures: Path, first: Path, class_list: str | Path | None
 ) -> tuple[tuple[str, ...], bool]:
     """Names of the classes, and whether the folder is ADE20K."""
-    listed = root / _ADE20K_LIST
+    listed = root / ADE20K_LIST
     if listed.is_file() and class_list is None:  # its columns: number, three counts, all names of the class
         lines = _lines(listed)[1:]
         return _checked(listed, [line.split("\t")[-1].split(",")[0].strip() for line in lines]), True
@@ -238,7 +238,7 @@ def _class_names(
     if listed.is_file():
         return _checked(listed, _lines(listed)), False
     if class_list is None and pictures.parent.name == "images" and first.name.startswith("ADE_"):
-        return ade20k.CLASSES, True
+        return ADE20K, True
     raise ValueError(f"{listed} is missing: write one class name a line, the first for label 0")
 
 

@@ -2,16 +2,21 @@
 
 from torch import Tensor
 
-from davit.models.config import DaViTConfig
+from davit.models.detector_config import DetectorConfig
+from davit.models.segmenter_config import SegmenterConfig
 from davit.naming import unknown_name
-from davit.weights.checkpoint import Header
+from davit.weights.checkpoint import Header, ModelConfig
 from davit.weights.convert.florence2 import FLORENCE2, FLORENCE2_NATIVE
+from davit.weights.convert.mmdet import MASK_RCNN, RETINANET
 from davit.weights.convert.mmpretrain import MMPRETRAIN
+from davit.weights.convert.mmseg import UPERNET
 from davit.weights.convert.official import OFFICIAL, OFFICIAL_DENSE
 from davit.weights.convert.rename import Format, StateDict
 from davit.weights.convert.timm import TIMM, TIMM_NAMED
 
-TARGETS = ("davit", "official", "official-dense", "timm", "florence2", "florence2-native", "mmpretrain")
+TARGETS = (
+    "davit", "official", "official-dense", "timm", "florence2", "florence2-native", "mmpretrain", "mmdet", "mmseg",
+)  # fmt: skip
 
 _FORMATS = {f.name: f for f in (OFFICIAL, OFFICIAL_DENSE, FLORENCE2, FLORENCE2_NATIVE, MMPRETRAIN)}
 
@@ -31,7 +36,7 @@ def export(header: Header, tensors: StateDict, target: str) -> dict[str, Tensor]
         return dict(tensors)
     if target not in TARGETS:
         raise unknown_name("format", target, TARGETS)
-    format = _timm(header.backbone) if target == "timm" else _FORMATS[target]
+    format = _format(header, target)
     reason = _obstacle(header, format)
     if reason:
         raise ValueError(f"cannot write this model as {target}: {reason}")
@@ -42,15 +47,37 @@ def note(header: Header, target: str) -> str:
     """What the reader of the exported file must know and its tensors do not say."""
     config = header.backbone
     merging = f"{config.merge_kernel}x{config.merge_kernel} merging"
-    return f"{target}: window {config.window}, {merging}, channel attention scaled by {config.channel_scale}"
+    told = f"{target}: window {config.window}, {merging}, channel attention scaled by {config.channel_scale}"
+    return f"{told}, {settings}" if (settings := head_settings(header.config)) else told
 
 
-def _timm(config: DaViTConfig) -> Format:
-    return TIMM if config.channel_scale == "channels" else TIMM_NAMED
+def head_settings(config: ModelConfig) -> str:
+    """What tensors do not say of a head, in one phrase; nothing for a head that they tell."""
+    if isinstance(config, DetectorConfig):
+        ratios = ", ".join(f"{ratio:g}" for ratio in config.head.anchor_ratios)
+        return f"anchors of scale {config.head.base_scale:g} and ratios {ratios}"
+    if isinstance(config, SegmenterConfig):
+        return f"pooling to grids of {', '.join(map(str, config.head.pool_sizes))}"
+    return ""
+
+
+def _format(header: Header, target: str) -> Format:
+    match target:
+        case "timm":
+            return TIMM if header.backbone.channel_scale == "channels" else TIMM_NAMED
+        case "mmdet":
+            retinanet = isinstance(header.config, DetectorConfig) and header.config.head.kind == "retinanet"
+            return RETINANET if retinanet else MASK_RCNN
+        case "mmseg":
+            return UPERNET
+        case _:
+            return _FORMATS[target]
 
 
 def _obstacle(header: Header, format: Format) -> str | None:
     config = header.backbone
+    if header.kind not in format.kinds and {"detector", "segmenter"} & {header.kind, *format.kinds}:
+        return _other_task(header, format)
     if config.channel_scale != format.scale:
         return (
             f"its channel attention scales by {config.channel_scale}, and code that reads {format.name} scales by "
@@ -67,9 +94,15 @@ def _obstacle(header: Header, format: Format) -> str | None:
     return None
 
 
+def _other_task(header: Header, format: Format) -> str:
+    targets = {"detector": "mmdet", "segmenter": "mmseg"}
+    if header.kind in targets:
+        return f"the format holds no {header.kind}; use {targets[header.kind]}, or save its .backbone"
+    start = "" if header.kind == "dense" else "; their training starts from the official format"
+    return f"the format holds a whole {format.kinds[0]}, and this is a {header.kind}{start}"
+
+
 def _wrong_kind(header: Header, format: Format) -> str:
-    if header.kind in ("detector", "segmenter"):
-        return f"the format holds no {header.kind}; save its .backbone"
     if header.kind == "classifier":
         dense = format is OFFICIAL_DENSE
         way_out = "the authors' dense code reads the official format" if dense else "save its .backbone"

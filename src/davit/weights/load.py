@@ -20,12 +20,13 @@ from davit.models.variants import IMAGE_SIZES, VARIANTS
 from davit.naming import unknown_name
 from davit.preprocessing import Preprocessing
 from davit.weights.catalog import WEIGHTS, WeightEntry, class_names
-from davit.weights.checkpoint import Header, is_checkpoint, read_checkpoint
+from davit.weights.checkpoint import Header, Kind, is_checkpoint, read_checkpoint
+from davit.weights.convert.heads import head_classes, official_preprocessing, whole_config
 from davit.weights.convert.infer import choose, read_shapes, without_training
 from davit.weights.convert.recognise import locate
 from davit.weights.convert.rename import StateDict, describe
 from davit.weights.download import download
-from davit.weights.source import SUFFIXES, find_file, read_tensors
+from davit.weights.source import SUFFIXES, find_file, read_content
 
 LoadedModel = Classifier | Detector | Segmenter | DaViT | DenseBackbone
 
@@ -80,20 +81,22 @@ def read(source: str | Path, *, variant: str | None = None, **fields: Any) -> We
 def read_foreign(path: Path, variant: str | None, fields: Mapping[str, Any]) -> Weights:
     """Read a file in someone else's format."""
     try:
-        found = locate(read_tensors(path))
+        content = read_content(path)
+        found = locate(content.tensors)
         tensors = found.format.to_ours(found.tensors)
         shapes = read_shapes(tensors)
         # X-Decoder shares format and shapes with Florence-2, but not the window; it alone calls the tower "backbone".
         certain = not (found.format.name == "florence2" and found.prefix.endswith("backbone."))
         config, name = choose(shapes, found.format, variant, fields, certain)
-        whole = (
-            config if shapes.num_classes is None else ClassifierConfig(backbone=config, num_classes=shapes.num_classes)
-        )
+        whole = whole_config(shapes, tensors, config)
+        classes = head_classes(whole, content.classes)
+        assumed = {"classes": "assumed from their number"} if classes and not content.classes else {}
         header = Header(
             kind=shapes.kind,
             config=whole,
-            preprocessing=_usual_preprocessing(name, config),
-            provenance={"source": path.name, "format": found.format.name},
+            preprocessing=_usual_preprocessing(shapes.kind, name, config),
+            classes=classes,
+            provenance={"source": path.name, "format": found.format.name, **assumed},
         )
         check_tensors(header, tensors)
     except ValueError as error:
@@ -186,7 +189,9 @@ def _read_entry(entry: WeightEntry, variant: str | None, fields: Mapping[str, An
     return dataclasses.replace(weights, header=header)
 
 
-def _usual_preprocessing(name: str | None, config: DaViTConfig) -> Preprocessing:
+def _usual_preprocessing(kind: Kind, name: str | None, config: DaViTConfig) -> Preprocessing:
+    if kind in ("detector", "segmenter"):
+        return official_preprocessing(kind, config.in_channels)
     size = IMAGE_SIZES[name] if name else 224
     usual = Preprocessing.imagenet(size, config.in_channels)
     florence = name is not None and VARIANTS[name].channel_scale == "tokens"

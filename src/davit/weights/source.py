@@ -5,6 +5,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,19 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 
 # Where training codes keep the tensors, preferred first: smoothed weights give the published scores.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a foreign file holds.
+
+    Attributes:
+        tensors: its state dict, freed of wrappers.
+        classes: class names, where the training code wrote them down as mmcv's does.
+    """
+
+    tensors: dict[str, Tensor]
+    classes: tuple[str, ...] = ()
 
 
 def find_file(source: str | Path) -> Path:
@@ -41,8 +55,8 @@ def find_file(source: str | Path) -> Path:
     return files[0]
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of a foreign file, freed of its wrappers.
+def read_content(path: Path) -> Content:
+    """Read a foreign file.
 
     Raises:
         CheckpointError: damaged, not plain tensors, or not a weights file.
@@ -52,11 +66,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if len(start) < 9:
         raise CheckpointError(f"{path}: only {len(start)} bytes long; get the file anew")
     content = _read_safetensors(path) if start[8:9] == b"{" else _read_pickle(path)
-    return clean_names(_unwrap(content, path), path)
+    return Content(tensors=clean_names(_unwrap(content, path), path), classes=_classes(content))
 
 
-def write_plain(path: Path, tensors: Mapping[str, Tensor], note: str) -> None:
+def write_plain(path: Path, tensors: Mapping[str, Tensor], note: str, classes: tuple[str, ...] = ()) -> None:
     """Write bare tensors, as safetensors or as a PyTorch file by the ending of the name, atomically.
+
+    Args:
+        path: where to.
+        tensors: by name.
+        note: what their reader must know; safetensors only.
+        classes: names that a PyTorch file keeps beside its tensors as mmcv does; without, it holds the tensors alone.
 
     Raises:
         ValueError: another ending.
@@ -68,8 +88,9 @@ def write_plain(path: Path, tensors: Mapping[str, Tensor], note: str) -> None:
         with atomic_write(path) as file:
             file.write(save(tensors, metadata={"format": "pt", "made_by": note}))
     elif path.suffix in (".pth", ".pt", ".bin"):
+        state = {name: tensor.clone() for name, tensor in tensors.items()}
         with atomic_write(path) as file:
-            torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)
+            torch.save({"meta": {"CLASSES": classes}, "state_dict": state} if classes else state, file)
     else:
         raise ValueError(f"end the name in .safetensors, .pth, .pt or .bin, got {path.name}")
 
@@ -80,6 +101,14 @@ def clean_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     if len(cleaned) < len(tensors):
         raise CheckpointError(f"{path}: holds the same tensors with and without the _orig_mod. of torch.compile")
     return cleaned
+
+
+def _classes(content: Any) -> tuple[str, ...]:
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return ()
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ FLORENCE2_NATIVE = Format(
             *block("channel", "blocks.{s}.*.channel_block", _native_leaves("channel_attn")),
         ]
     ),
-    signature="convs.0.conv.weight",
+    signature="blocks.0.0.spatial_block.window_attn.qkv.weight",  # mmdetection's heads have a convs.0.conv too
     scale="tokens",
     kinds=("backbone",),
 )

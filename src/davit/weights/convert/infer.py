@@ -40,13 +40,12 @@ def read_shapes(state: StateDict) -> Shapes:
         ValueError: a tensor that is needed to tell is missing or has the wrong number of axes.
     """
     prefix = "" if any(key.startswith("stages.") for key in state) else "backbone."
-    stem = _tensor(state, f"{prefix}stages.0.downsample.proj.weight", 4)
-    convs = [_tensor(state, f"{prefix}stages.{s}.downsample.proj.weight", 4) for s in range(4)]
-    hidden = _tensor(state, f"{prefix}stages.0.blocks.0.window.mlp.fc1.weight", 2).shape[0]
-    head = _tensor(state, "head.weight", 2) if "head.weight" in state else None
-    dense = any(key.startswith("norms.") for key in state)
+    stem = need(state, f"{prefix}stages.0.downsample.proj.weight", 4)
+    convs = [need(state, f"{prefix}stages.{s}.downsample.proj.weight", 4) for s in range(4)]
+    hidden = need(state, f"{prefix}stages.0.blocks.0.window.mlp.fc1.weight", 2).shape[0]
+    head = need(state, "head.weight", 2) if "head.weight" in state else None
     return Shapes(
-        kind="classifier" if head is not None else "dense" if dense else "backbone",
+        kind=_kind(state),
         in_channels=stem.shape[1],
         widths=tuple(conv.shape[0] for conv in convs),
         depths=tuple(_depth(state, f"{prefix}stages.{s}.blocks.") for s in range(4)),
@@ -98,6 +97,16 @@ def choose(
     return config, name
 
 
+def _kind(state: StateDict) -> Kind:
+    telling: tuple[tuple[str, Kind], ...] = (
+        ("head.weight", "classifier"),
+        ("pyramid.", "detector"),
+        ("head.pooling.", "segmenter"),
+        ("norms.", "dense"),
+    )
+    return next((kind for start, kind in telling if any(key.startswith(start) for key in state)), "backbone")
+
+
 def _only_variant(shapes: Shapes, format: Format, certain: bool) -> tuple[DaViTConfig, str]:
     fitting = [name for name, config in VARIANTS.items() if not _differences(config, shapes)]
     likely = [name for name in fitting if VARIANTS[name].channel_scale == format.scale]
@@ -133,7 +142,12 @@ def _check_said(config: DaViTConfig, shapes: Shapes) -> None:
         raise ValueError(f"the tensors do not fit the architecture asked for: they have {', '.join(different)}")
 
 
-def _tensor(state: StateDict, key: str, axes: int) -> Tensor:
+def need(state: StateDict, key: str, axes: int) -> Tensor:
+    """A tensor by our name.
+
+    Raises:
+        ValueError: it is missing or has another number of axes.
+    """
     if key not in state:
         raise ValueError(f"tensor {key} (our name) is missing; the file holds {describe(state)}")
     if state[key].ndim != axes:

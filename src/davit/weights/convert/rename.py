@@ -24,7 +24,7 @@ class Rule:
     """One module with a weight and a bias.
 
     Attributes:
-        ours: its name here; `*` stands for the number of a dual block, the same on both sides.
+        ours: its name here; `*` stands for the number of a dual block or pooling, the same on both sides.
         theirs: its name there.
         slots: for packed projections, the roles of their three thirds; ours are query, key, value.
     """
@@ -47,7 +47,9 @@ class Format:
         kinds: which of our modules it can hold.
         unused: modules that its files may hold although nothing reads them; left out.
         certain: its shapes leave no doubt about the window, as all known weights of these shapes agree.
-        inner: prefix of the tower inside the format's own classifier.
+        inner: prefix of the tower inside the format's own classifier or whole model.
+        leaves: what a tensor of a module may be called.
+        hint: what to do about tensors that the format does not know.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Format:
     unused: tuple[str, ...] = ()
     certain: bool = True
     inner: str = ""
+    leaves: tuple[str, ...] = ("weight", "bias")
+    hint: str = ""
 
     @property
     def reordered(self) -> bool:
@@ -72,7 +76,7 @@ class Format:
             ValueError: tensors that the format does not know.
         """
         table = {rule.theirs: (rule.ours, _order(QKV, rule.slots)) for rule in self.rules}
-        return _to_bare(_rename(state, table, f"not in the {self.name} format"))
+        return _to_bare(self._rename(state, table, f"not in the {self.name} format", self.hint))
 
     def from_ours(self, state: StateDict) -> dict[str, Tensor]:
         """Invert `to_ours`, to the bit.
@@ -81,7 +85,7 @@ class Format:
             ValueError: tensors that the format has no place for.
         """
         table = {rule.ours: (rule.theirs, _order(rule.slots, QKV)) for rule in self.rules}
-        return _rename(_from_bare(state), table, f"without a place in the {self.name} format")
+        return self._rename(_from_bare(state), table, f"without a place in the {self.name} format")
 
     def left_out(self, state: StateDict) -> list[str]:
         """Names of tensors that nothing reads: a final norm in a tower that has no classifier."""
@@ -91,6 +95,23 @@ class Format:
 
     def _their_head(self) -> str:
         return next(rule.theirs for rule in self.rules if rule.ours == "head") + ".weight"
+
+    def _rename(
+        self, state: StateDict, table: Mapping[str, tuple[str, tuple[int, ...]]], complaint: str, hint: str = ""
+    ) -> dict[str, Tensor]:
+        renamed: dict[str, Tensor] = {}
+        unknown: list[str] = []
+        for key, tensor in state.items():
+            module, _, leaf = key.rpartition(".")
+            found = _look_up(module, table)
+            if found is None or leaf not in self.leaves:
+                unknown.append(key)
+                continue
+            name, order = found
+            renamed[f"{name}.{leaf}"] = _reorder(key, tensor, order)
+        if unknown:
+            raise ValueError(f"{len(unknown)} of {len(state)} tensors {complaint}: {describe(unknown)}{hint}")
+        return renamed
 
 
 def stages(rules: Iterable[Rule], first: int = 0) -> tuple[Rule, ...]:
@@ -118,24 +139,8 @@ def describe(keys: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _rename(state: StateDict, table: Mapping[str, tuple[str, tuple[int, ...]]], complaint: str) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for key, tensor in state.items():
-        module, _, leaf = key.rpartition(".")
-        found = _look_up(module, table)
-        if found is None or leaf not in ("weight", "bias"):
-            unknown.append(key)
-            continue
-        name, order = found
-        renamed[f"{name}.{leaf}"] = _reorder(key, tensor, order)
-    if unknown:
-        raise ValueError(f"{len(unknown)} of {len(state)} tensors {complaint}: {describe(unknown)}")
-    return renamed
-
-
 def _look_up(module: str, table: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[str, tuple[int, ...]] | None:
-    """The other name of a module, each of its numbers in turn taken as that of the dual block."""
+    """The other name of a module, each of its numbers in turn taken as the one that `*` stands for."""
     if module in table:
         return table[module]
     parts = module.split(".")

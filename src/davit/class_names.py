@@ -1,5 +1,6 @@
-"""The 150 classes of ADE20K's scene parsing benchmark: the first name of each line of its objectInfo150.txt."""
+"""Names of the classes of public data sets whose annotations do not carry them."""
 
+# ADE20K, scene parsing benchmark: the first name of each line of its objectInfo150.txt
 _NAMES = """
 wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
 table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair,
@@ -14,4 +15,4 @@ tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, bla
 traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock,
 flag
 """
-CLASSES = tuple(" ".join(_NAMES.split()).split(", "))
+ADE20K = tuple(" ".join(_NAMES.split()).split(", "))
