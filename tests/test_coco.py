@@ -1,99 +1,20 @@
-"""COCO files: what comes out is what pycocotools makes of them, and damage is named, never guessed around."""
+"""COCO files: what comes out is what pycocotools makes of them."""
 
-import contextlib
-import copy
-import io
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 from pycocotools import mask as reference_mask
-from pycocotools.coco import COCO
 
+from coco_files import CATEGORIES, draw, random_truth, reference, small, write
 from davit.data.coco import CocoImages, find_coco, is_coco
-from davit.data.coco_json import SECTIONS, entries
-from davit.decoding import ImageError
 from davit.evaluation.coco import CocoMetric
 from davit.structures import Detections, Picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of pycocotools
-Truth = dict[str, Any]
-CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}, {"id": 17, "name": "cat"}]
-
-
-def polygon(rng: np.random.Generator, height: int, width: int, decimals: int) -> list[float]:
-    center = rng.uniform(0.2, 0.8, 2) * [width, height]
-    angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 20)))
-    points = center + np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(3, 40)
-    return points.clip(0, [width, height]).round(decimals).flatten().tolist()
-
-
-def encoded(rng: np.random.Generator, height: int, width: int) -> dict[str, Any]:
-    mask = np.asfortranarray(rng.random((height, width)) < 0.3, dtype=np.uint8)
-    found = reference_mask.encode(mask)
-    return {"size": [height, width], "counts": found["counts"].decode()}
-
-
-def counted(rng: np.random.Generator, height: int, width: int) -> dict[str, Any]:
-    edges = np.sort(rng.integers(0, height * width, 9))
-    return {"size": [height, width], "counts": np.diff([0, *edges.tolist(), height * width]).tolist()}
-
-
-def random_truth(seed: int, decimals: int = 2) -> Truth:
-    """Every kind of segmentation, in pictures and objects in no order, some of them empty."""
-    rng = np.random.default_rng(seed)
-    images, annotations = [], []
-    for id_ in rng.permutation(np.arange(100, 112)).tolist():
-        height, width = rng.integers(30, 90, 2).tolist()
-        images.append({"id": id_, "file_name": f"deep/{id_}.png", "height": height, "width": width, "license": 1})
-        for _ in range(rng.integers(0, 6)):
-            parts = [polygon(rng, height, width, decimals) for _ in range(rng.integers(1, 4))]
-            which = rng.integers(4)
-            shape = [parts, parts[:1], encoded(rng, height, width), counted(rng, height, width)][which]
-            box = [*rng.uniform(0, 15, 2).round(2).tolist(), *rng.uniform(2, 15, 2).round(2).tolist()]
-            crowd = {"iscrowd": int(rng.random() < 0.5)} if which > 1 else {"iscrowd": 0}
-            label = {"image_id": id_, "category_id": int(rng.choice([90, 3, 17])), "bbox": box}
-            area = {"area": float(rng.uniform(1, 999))} if rng.random() < 0.8 else {}
-            annotations.append({"id": int(rng.integers(2**40)), "segmentation": shape} | label | crowd | area)
-    order = rng.permutation(len(annotations)).tolist()
-    annotations = [annotations[place] for place in order]
-    return {"info": {"a": [1, {}]}, "images": images, "annotations": annotations, "categories": CATEGORIES}
-
-
-def write(folder: Path, truth: Any) -> Path:
-    path = folder / "instances.json"
-    path.write_text(json.dumps(truth))
-    return path
-
-
-def draw(folder: Path, truth: Truth) -> None:
-    for image in truth["images"]:
-        path = folder / image["file_name"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (image["width"], image["height"]), (image["id"], 0, 0)).save(path)
-
-
-def small() -> Truth:
-    """Two pictures with an object each."""
-    shape = {"iscrowd": 0, "area": 50.0, "segmentation": [[2, 2, 12, 2, 12, 12]], "bbox": [2, 2, 10, 10]}
-    return {
-        "images": [{"id": id_, "file_name": f"{id_}.png", "height": 20, "width": 30} for id_ in (1, 2)],
-        "annotations": [{"id": 10 + id_, "image_id": id_, "category_id": 3, **shape} for id_ in (1, 2)],
-        "categories": copy.deepcopy(CATEGORIES),
-    }
-
-
-def reference(path: Path) -> COCO:
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(path))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -204,126 +125,6 @@ def test_boxes_without_segmentations_or_areas(tmp_path: Path) -> None:
     assert [annotation["area"] for annotation in found["annotations"]] == [100, 100]
     with pytest.raises(ValueError, match=r"none of its 2 objects can be learnt from.*masks need a segmentation"):
         CocoImages(path, tmp_path, masks=True)
-
-
-def change(section: str, **values: Any) -> Callable[[Truth], None]:
-    return lambda truth: truth[section][1].update(values)
-
-
-def without(section: str, key: str) -> Callable[[Truth], None]:
-    return lambda truth: truth[section][1].pop(key)
-
-
-RLE = {"size": [20, 30], "counts": [100, 500]}
-DAMAGE: dict[str, Callable[[Truth], Any]] = {
-    "has no list annotations": lambda truth: truth.pop("annotations"),
-    "has no list images and no list categories": lambda truth: [truth.pop(key) for key in ("images", "categories")],
-    "an entry of images is 7, not an object": lambda truth: truth["images"].append(7),
-    "image 2 has no 'height'": without("images", "height"),
-    "image 2 has no 'file_name'": without("images", "file_name"),
-    "annotation 12 has no 'bbox'": without("annotations", "bbox"),
-    "annotation 12 has no 'category_id'": without("annotations", "category_id"),
-    "annotation {\"image_id\": 2.* has no 'id'": without("annotations", "id"),
-    "category 3 has no 'name'": without("categories", "name"),
-    "image id 1 is there 2 times": change("images", id=1),
-    "annotation id 11 is there 2 times": change("annotations", id=11),
-    "category id 90 is there 2 times": change("categories", id=90),
-    "annotation 12 belongs to image 5, which": change("annotations", image_id=5),
-    "annotation 12 belongs to category 5, which": change("annotations", category_id=5),
-    "categories 3 and 90 are both called 'car'": lambda truth: truth["categories"][0].update(name="car"),
-    "image 2 is damaged: file_name '../x.png' leads": change("images", file_name="../x.png"),
-    "image 2 is damaged: file_name '/etc/x' leads": change("images", file_name="/etc/x"),
-    r"image 2 is damaged: file_name 'C:.*x' leads": change("images", file_name="C:\\x"),
-    "image 2 is damaged: file_name '' leads": change("images", file_name=""),
-    "image 2 is damaged: its height and width are 0": change("images", height=0),
-    "image 2 is damaged.*float": change("images", width=30.5),
-    "image '2' is damaged": change("images", id="2"),
-    "annotation 12 is damaged: its bbox must be": change("annotations", bbox=[1, 2, 3]),
-    "annotation 12 is damaged.*number": change("annotations", bbox=[1, 2, 3, "4"]),
-    "annotation 12 is damaged.*integer": change("annotations", image_id="2"),
-    "annotation 12 is damaged.*RLE": change("annotations", segmentation=RLE | {"counts": "!!"}),
-    "annotation 12 is damaged: .*exceed": change("annotations", segmentation=RLE | {"counts": [100, 501]}),
-    "annotation 12 is damaged: .*number": change("annotations", segmentation=[["a"] * 6]),
-    r"the mask of annotation 12 is \(30, 20\) high and wide, its image \(20, 30\)": change(
-        "annotations", segmentation={"size": [30, 20], "counts": [100, 500]}
-    ),
-    "annotation 12 has coordinates that are no finite": change("annotations", bbox=[1, 2, 3, float("nan")]),
-    "annotation 12 has coordinates that are no": change("annotations", segmentation=[[1, 2, float("inf"), 4, 5, 6]]),
-}
-
-
-@pytest.mark.parametrize("message", DAMAGE)
-def test_damaged_files_are_refused_with_their_name_and_the_id(tmp_path: Path, message: str) -> None:
-    truth = small()
-    DAMAGE[message](truth)
-    path = write(tmp_path, truth)
-    with pytest.raises(ValueError, match=message) as caught:
-        CocoImages(path, tmp_path, masks=True)
-    assert str(caught.value).startswith(str(path))
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"{", b"no", b"[]", b"{} {}", b"\xff", b'{"images": {}}', b'{"images": [{},]}', b"[" * 99_999]
-)
-def test_what_is_no_json_is_refused(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "x.json").write_bytes(data)
-    with pytest.raises(ValueError, match=r"x\.json is no COCO file"):
-        list(entries(tmp_path / "x.json"))
-
-
-SIMPLE = st.none() | st.integers() | st.text(max_size=5)
-VALUES = SIMPLE | st.lists(SIMPLE, max_size=3) | st.dictionaries(st.text(max_size=3), SIMPLE, max_size=3)
-
-
-@given(
-    sections=st.permutations([*SECTIONS, "info", "licenses"]),
-    lists=st.lists(
-        st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), max_size=3), min_size=3, max_size=3
-    ),
-    other=VALUES,
-    indent=st.sampled_from([None, 0, "\t", " \r\n"]),
-    cut=st.floats(0, 0.999),
-)
-@settings(max_examples=60, deadline=None)
-def test_entries_are_read_as_json_reads_them_in_any_order(
-    tmp_path_factory: pytest.TempPathFactory, sections: list[str], lists: list[Any], other: Any, indent: Any, cut: float
-) -> None:
-    truth = {name: other for name in sections} | dict(zip(SECTIONS, lists, strict=True))
-    path = tmp_path_factory.getbasetemp() / "any.json"
-    text = json.dumps({name: truth[name] for name in sections}, indent=indent, ensure_ascii=cut < 0.5)
-    path.write_text(text, encoding="utf-8")
-    expected = [(name, entry) for name in sections if name in SECTIONS for entry in truth[name]]
-    assert list(entries(path)) == expected
-    path.write_text(text[: int(len(text) * cut)], encoding="utf-8")
-    with pytest.raises(ValueError, match="is no COCO file"):
-        list(entries(path))
-
-
-def test_pictures_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    truth = small()
-    draw(tmp_path, truth)
-    truth["images"][0]["height"] = 25
-    truth["images"][1] |= {"height": 30, "width": 20}
-    truth["annotations"] += [truth["annotations"][0] | {"id": 13}]
-    path = write(tmp_path, truth)
-    images = CocoImages(path, tmp_path, masks=False)
-    with pytest.raises(ImageError, match=r"1\.png: has 30x20 pixels, .*instances\.json says 30x25$"):
-        images[0]
-    with pytest.raises(ImageError, match=r"2\.png: has 30x20 pixels, .* says 20x30; its EXIF may turn it"):
-        images[1]
-    (tmp_path / "1.png").write_bytes(b"text")
-    with pytest.raises(ImageError, match=r"1\.png: is no picture"):
-        images[0]
-
-
-def test_a_mask_of_too_few_pixels_is_named_with_its_file(tmp_path: Path) -> None:
-    truth = small()
-    draw(tmp_path, truth)
-    truth["annotations"][0]["segmentation"] = {"size": [20, 30], "counts": [100, 50]}
-    images = CocoImages(write(tmp_path, truth), tmp_path, masks=True)
-    with pytest.raises(ImageError, match=r"instances\.json: a mask of annotations 11 is damaged"):
-        images[0]
-    assert len(images[1][1].boxes) == 1
 
 
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:

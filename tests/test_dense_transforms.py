@@ -1,6 +1,5 @@
-"""Augmentation of detection and segmentation: what is known about a place moves with the place."""
+"""Augmentation of detection, and what it has in common with that of segmentation."""
 
-import colorsys
 from dataclasses import replace
 
 import numpy as np
@@ -12,47 +11,14 @@ from PIL import Image
 from torchvision.ops import masks_to_boxes
 
 from davit.data.detection_transforms import DetectionAugmentation, DetectionTransform
-from davit.data.photometric import Colours, PhotometricDistortion
+from davit.data.photometric import PhotometricDistortion
 from davit.data.scenes import Scenes
 from davit.data.segmentation_transforms import SegmentationAugmentation, SegmentationTransform
 from davit.preprocessing import Preprocessing
 from davit.records import from_json, to_json
 from davit.seeding import seed_everything
 from davit.structures import Instances
-
-PLAIN = Preprocessing(size=(1, 1), interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
-STILL = DetectionAugmentation(flip=0.0, crop_probability=0.0, short_sides=(60,), longest=1333)
-CUT = replace(STILL, crop_probability=1.0, crop_short_sides=(90,), crop_sides=(30, 70), resize_crops=False)
-NO_COLOURS = PhotometricDistortion(brightness=0, contrast=(1, 1), saturation=(1, 1), hue=0)
-SIDES = st.integers(30, 200)
-
-
-def mmcv_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
-    """mmcv.imrescale's rule, written from its description."""
-    factor = min(long / max(height, width), short / min(height, width))
-    return int(height * factor + 0.5), int(width * factor + 0.5)
-
-
-def blocks(height: int, width: int, seed: int, count: int = 5) -> tuple[Image.Image, Instances]:
-    """Rectangles with masks; the picture is bright in them, and dark elsewhere."""
-    rng = np.random.default_rng(seed)
-    boxes, masks = [], np.zeros((count, height, width), bool)
-    for mask in masks:
-        w, h = rng.integers(8, width // 2), rng.integers(8, height // 2)
-        left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
-        mask[top : top + h, left : left + w] = True
-        boxes.append([left, top, left + w, top + h])
-    picture = np.where(masks.any(0), 255, 0).astype(np.uint8)
-    instances = Instances(
-        boxes=torch.tensor(boxes, dtype=torch.float32), labels=torch.arange(count), masks=torch.from_numpy(masks)
-    )
-    return Image.fromarray(np.stack([picture] * 3, -1)), instances
-
-
-def ruler(height: int, width: int) -> Image.Image:
-    """Red tells the column of a pixel, green its row."""
-    y, x = np.mgrid[0:height, 0:width]
-    return Image.fromarray(np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8))
+from transform_samples import CUT, NO_COLOURS, PLAIN, SIDES, STILL, blocks, mmcv_size, ruler
 
 
 @settings(max_examples=60, deadline=None)
@@ -207,142 +173,6 @@ def test_digits_keep_their_size_range_and_grey_models_see_grey() -> None:
         assert pixels.abs().max() <= 2
         assert type(found.boxes) is type(found.masks) is torch.Tensor
     assert heights == {104, 112, 120, 128}
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 300), st.floats(0.3, 2.5))
-def test_segmentation_sizes_are_mmsegs_and_the_rest_is_padding(height: int, width: int, factor: float) -> None:
-    augmentation = SegmentationAugmentation(
-        scale=(factor, factor), short=24, longest=96, crop=256, flip=0.0, distortion=NO_COLOURS
-    )
-    mean = Preprocessing(size=(1, 1), interpolation="bilinear")
-    picture = Image.fromarray(np.full((height, width, 3), 90, np.uint8))
-    pixels, classes = SegmentationTransform(augmentation, mean)(picture, np.full((height, width), 7, np.uint8))
-    short, long = int(24 * factor), int(96 * factor)
-    rows, columns = (max(1, side) for side in mmcv_size(height, width, short, long))
-    assert tuple(pixels.shape) == (3, 256, 256)
-    assert (pixels.dtype, classes.dtype) == (torch.float32, torch.int64)
-    expected = torch.full((256, 256), 255)
-    expected[:rows, :columns] = 7
-    assert torch.equal(classes, expected)
-    assert (pixels[:, expected == 255] == 0).all()
-    colour = (torch.full((3,), 90 / 255) - torch.tensor(mean.mean)) / torch.tensor(mean.std)
-    assert torch.allclose(pixels[:, :rows, :columns], colour.view(3, 1, 1).expand(3, rows, columns), atol=1e-6)
-
-
-@settings(max_examples=40, deadline=None)
-@given(SIDES, SIDES, st.integers(0, 10_000))
-def test_classes_move_with_the_picture_and_none_appears(height: int, width: int, seed: int) -> None:
-    """Each class has its own grey, so the picture tells what the classes should be."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 5, (3, 3)).astype(np.uint8)
-    classes = np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST))
-    classes[:2] = 255
-    picture = Image.fromarray(np.stack([np.minimum(classes, 5) * 50] * 3, -1).astype(np.uint8))
-    torch.manual_seed(seed)
-    augmentation = SegmentationAugmentation(short=70, longest=200, crop=90, distortion=NO_COLOURS)
-    pixels, found = SegmentationTransform(augmentation, PLAIN)(picture, classes)
-    assert set(found.unique().tolist()) <= set(classes.ravel().tolist()) | {255}
-    padding = (found == 255) & (pixels[0] == 0)
-    values = torch.where(padding, 255, pixels[0] * 255 / 50)
-    smooth = torch.nn.functional.max_pool2d(values[None], 5, 1, 2) == -torch.nn.functional.max_pool2d(
-        -values[None], 5, 1, 2
-    )
-    told = torch.where(found == 255, torch.where(padding, 255, 5), found).float()
-    assert (told == values.round())[smooth[0]].all()
-
-
-def test_the_part_computed_is_the_part_of_the_whole() -> None:
-    rng = np.random.default_rng(0)
-    transform = SegmentationTransform(SegmentationAugmentation(), PLAIN)
-    for _ in range(40):
-        height, width, rows, columns = rng.integers(20, 130, 4).tolist()
-        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
-        part = (int(rng.integers(1, rows + 1)), int(rng.integers(1, columns + 1)))
-        top, left = int(rng.integers(0, rows - part[0] + 1)), int(rng.integers(0, columns - part[1] + 1))
-        whole = np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR)).astype(int)
-        ours = np.asarray(transform._part(picture, (rows, columns), (top, left), part)).astype(int)
-        # On noise a shift by a tenth of a pixel would show as ten levels; Pillow's two passes each round.
-        assert np.abs(ours - whole[top : top + part[0], left : left + part[1]]).max() <= 2
-
-
-def test_crops_of_one_class_are_avoided_ten_times() -> None:
-    """A quarter of the places has enough of the second class; pixels that do not count stay out of the shares."""
-    classes = np.zeros((40, 80), np.uint8)
-    classes[:, 50:] = 255
-    classes[:20, :14] = 1
-    picture = Image.new("RGB", (80, 40))
-    plain = SegmentationAugmentation(scale=(1, 1), short=40, longest=80, crop=20, distortion=NO_COLOURS)
-
-    def balanced(most: float) -> float:
-        transform = SegmentationTransform(replace(plain, most_of_one_class=most), PLAIN)
-        good = 0
-        for _ in range(300):
-            counts = transform(picture, classes)[1].flatten().bincount(minlength=256)[:255]
-            good += int(counts.count_nonzero() > 1 and counts.max() < 0.75 * counts.sum())
-        return good / 300
-
-    torch.manual_seed(0)
-    once = balanced(1.0)
-    assert 0.03 < once < 0.4
-    assert abs(balanced(0.75) - (1 - (1 - once) ** 11)) < 0.12  # ten tries and the last resort
-
-
-def transcription(pixels: np.ndarray, colours: Colours) -> np.ndarray:
-    """The steps one pixel at a time, in float64, with Python's own HSV."""
-    result = np.empty_like(pixels, dtype=np.float64)
-    for place in np.ndindex(pixels.shape[:2]):
-        values = [min(max(float(value) + colours.brightness, 0.0), 255.0) for value in pixels[place]]
-        if not colours.contrast_last:
-            values = [min(value * colours.contrast, 255.0) for value in values]
-        hue, saturation, value = colorsys.rgb_to_hsv(*values)
-        values = list(colorsys.hsv_to_rgb((hue + colours.hue) % 1.0, min(saturation * colours.saturation, 1.0), value))
-        if colours.contrast_last:
-            values = [min(value * colours.contrast, 255.0) for value in values]
-        result[place] = values
-    return result
-
-
-def test_distortion_equals_its_transcription() -> None:
-    rng = np.random.default_rng(0)
-    torch.manual_seed(0)
-    pixels = rng.integers(0, 256, (9, 11, 3)).astype(np.uint8)
-    pixels[0, :4] = [[0, 0, 0], [255, 255, 255], [80, 80, 80], [255, 0, 0]]
-    for _ in range(60):
-        colours = PhotometricDistortion().draw()
-        ours = np.asarray(colours.apply(Image.fromarray(pixels))).astype(float)
-        assert np.abs(ours - transcription(pixels, colours)).max() <= 0.51, colours
-    full = Colours(brightness=-20.0, contrast=1.4, saturation=1.5, hue=-0.1, contrast_last=True)
-    ours = np.asarray(full.apply(Image.fromarray(pixels))).astype(float)
-    assert np.abs(ours - transcription(pixels, full)).max() <= 0.51
-
-
-def test_distortions_stay_in_their_ranges_and_each_comes_half_the_time() -> None:
-    torch.manual_seed(0)
-    drawn = [PhotometricDistortion().draw() for _ in range(2000)]
-    limits = {"brightness": (-32, 32, 0), "contrast": (0.5, 1.5, 1), "saturation": (0.5, 1.5, 1), "hue": (-0.1, 0.1, 0)}
-    for name, (least, most, still) in limits.items():
-        values = np.array([getattr(colours, name) for colours in drawn])
-        moved = values[values != still]
-        assert abs(len(moved) / 2000 - 0.5) < 0.06
-        assert least <= moved.min() < least + 0.05 * (most - least)
-        assert most - 0.05 * (most - least) < moved.max() <= most
-    last = np.array([colours.contrast_last for colours in drawn])
-    assert abs(last.mean() - 0.5) < 0.06
-    for name, (*_, still) in limits.items():  # independent of each other
-        moved = np.array([getattr(colours, name) for colours in drawn]) != still
-        assert abs((moved & last).mean() - 0.25) < 0.05
-
-
-def test_no_distortion_changes_nothing_and_grey_stays_grey() -> None:
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (7, 8, 3)).astype(np.uint8)
-    assert np.array_equal(np.asarray(NO_COLOURS.draw().apply(Image.fromarray(pixels))), pixels)
-    grey = Image.fromarray(pixels[..., 0])
-    ours = Colours(brightness=10.0, saturation=1.3, hue=0.1, contrast=0.7).apply(grey)
-    assert ours.mode == "L"
-    expected = np.rint(np.minimum(pixels[..., 0] + 10.0, 255) * 0.7)
-    assert np.abs(np.asarray(ours) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_published_parameters_and_macs(kind, variant):
         model = Detector(config)
         maps = model.features(torch.empty(1, 3, 800, 1280))
         if kind == "retinanet":
-            model.head._look(maps)
+            model.head.look(maps)
         else:
             model.head.proposals(maps)
     macs = (counter.get_total_flops() - counter.get_flop_counts()["Global"][torch.ops.aten.bmm]) / 2

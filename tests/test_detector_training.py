@@ -124,7 +124,7 @@ def test_built_on_meta_and_initialised_it_is_as_if_built_at_once(kind):
 def test_retinanet_at_first_believes_in_nothing():
     model = detector("retinanet")
     with torch.no_grad():
-        logits, _ = model.head._look(model.features(torch.randn(1, 3, 64, 64)))
+        logits, _ = model.head.look(model.features(torch.randn(1, 3, 64, 64)))
     assert logits.sigmoid().mean().item() == pytest.approx(0.01, rel=0.05)
 
 

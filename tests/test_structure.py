@@ -67,7 +67,7 @@ def test_importing_is_free():
 
 def test_help_is_quick():
     assert fastest("-m", "davit", "--help") < 0.5
-    for verb in ("demo", "train", "evaluate", "predict", "convert", "models", "runs", "data", "benchmark"):
+    for verb in ("demo", "train", "evaluate", "predict", "convert", "export", "models", "runs", "data", "benchmark"):
         done = python("-X", "importtime", "-m", "davit", verb, "--help")
         assert done.returncode == 0
         assert "usage: davit " + verb in done.stdout

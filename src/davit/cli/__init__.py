@@ -12,6 +12,7 @@ VERBS = {
     "data": "check, show or shard images",
     "benchmark": "measure how fast data is loaded",
     "convert": "turn a checkpoint into another format",
+    "export": "turn a checkpoint into a file that other engines run, and prove that it computes the same",
     "models": "list models and public weights",
 }
 

@@ -5,12 +5,16 @@ from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from davit.data.timing import LoaderTimes
+    from davit.train.recipe import Recipe
 
 _HELP = """Measure how fast images are loaded: each stage in one process, and the whole loader.
 
   davit benchmark data flowers
   davit benchmark data imagenet-shards finetune data.image_size=384 --workers 8
+  davit benchmark data coco
 
 Training waits for data where the loader gives fewer images per second than the model takes.
 """
@@ -45,8 +49,10 @@ def _data(arguments: list[str]) -> int:
         """Measure loading.
 
         Args:
-            root: Class folders, train/ and val/ with them, or shards; shards may also be a URL.
-            settings: A recipe, by default finetune, and fields to set otherwise, as for `davit train`.
+            root: Class folders, train/ and val/ with them, shards (a URL too), COCO's layout, or pictures and index
+                masks.
+            settings: A recipe, by default the usual one for such images, and fields to set otherwise, as for `davit
+                train`.
             images: Images to load, once stage by stage and once through the loader.
             workers: Processes of the loader; by default one per CPU, 8 at most.
             json: Print the result as JSON.
@@ -62,29 +68,43 @@ def _data(arguments: list[str]) -> int:
 def _measure(root: str, settings: tuple[str, ...], images: int, workers: int) -> "LoaderTimes":
     from davit.cli.data_show import recipe_on
     from davit.cli.progress import Progress
+    from davit.tasks.classification import ClassificationConfig
+
+    if workers < 0:
+        raise ValueError(f"--workers must be at least 0, got {workers}")
+    recipe = recipe_on(root, settings)
+    batch = min(recipe.data.batch_size, max(1, images // 4))  # so that some batches are measured
+    measured = _labelled if isinstance(recipe.task, ClassificationConfig) else _annotated
+    time_them = measured(recipe, root)
+    with Progress("loading", "images", 2 * (images // batch) * batch) as progress:
+        return time_them(count=images, batch_size=batch, workers=workers, progress=progress)
+
+
+def _labelled(recipe: "Recipe", root: str) -> "Callable[..., LoaderTimes]":
+    from functools import partial
+
     from davit.data.images import find_images
     from davit.data.timing import time_loading
     from davit.data.transforms import TrainTransform
     from davit.train.build import build_preprocessing
 
-    if workers < 0:
-        raise ValueError(f"--workers must be at least 0, got {workers}")
-    recipe = recipe_on(root, settings)
     source = find_images(root)
     training = source.open("train" if "train" in source.parts else source.validation)
     _, augmentation = recipe.classification("davit benchmark data")
     transform = TrainTransform(augmentation, build_preprocessing(recipe.data, None))
-    batch = min(recipe.data.batch_size, max(1, images // 4))  # so that some batches are measured
-    with Progress("loading", "images", 2 * (images // batch) * batch) as progress:
-        return time_loading(
-            training,
-            transform,
-            count=images,
-            batch_size=batch,
-            workers=workers,
-            seed=recipe.runtime.seed,
-            progress=progress,
-        )
+    return partial(time_loading, training, transform, seed=recipe.runtime.seed)
+
+
+def _annotated(recipe: "Recipe", _: str) -> "Callable[..., LoaderTimes]":
+    from functools import partial
+
+    from davit.data.timing import time_dense_loading
+    from davit.train.build import build_preprocessing
+    from davit.train.sides import list_images, train_samples
+
+    images = list_images(recipe)
+    samples = train_samples(recipe, build_preprocessing(recipe.data, None), images)
+    return partial(time_dense_loading, samples, len(images.train))
 
 
 def _table(report: dict[str, Any]) -> str:

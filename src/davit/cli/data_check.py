@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from davit.data.findings import CheckReport, Finding
 
-_HELP = """Find what would spoil training or scores, in class folders, shards or COCO annotations.
+_HELP = """Find what would spoil training or scores, in class folders, shards, COCO annotations, or pictures beside
+index masks.
 
 Errors: files that cannot be decoded, classes that training does not know, the same picture on both sides of a split or
-with two labels. Warnings: copies, wrong file endings, odd sizes. Notes: what is handled, but worth knowing.
+with two labels, masks of another size than their pictures. Warnings: copies, wrong file endings, odd sizes. Notes: what
+is handled, but worth knowing.
 The exit code is 0 without errors, and 1 with some.
 
   davit data check flowers
   davit data check flowers --write-manifest flowers.sha256
   davit data check flowers --verify flowers.sha256 --quick
+  davit data check camvid --class-list names.txt --ignore 11
 """
 _LISTED = 10  # findings of a kind
 
@@ -33,6 +38,8 @@ def main(arguments: list[str]) -> int:
         *,
         verify: Annotated[Path | None, arg(metavar="FILE")] = None,
         write_manifest: Annotated[Path | None, arg(metavar="FILE")] = None,
+        class_list: Annotated[Path | None, arg(metavar="FILE")] = None,
+        ignore: Annotated[tuple[int, ...], arg(metavar="LABEL...")] = (),
         quick: bool = False,
         workers: Annotated[int | None, arg(metavar="N")] = None,
         all: bool = False,
@@ -41,15 +48,19 @@ def main(arguments: list[str]) -> int:
         """Check.
 
         Args:
-            root: Class folders, train/ and val/ with them, shards, or COCO's layout; shards may also be a URL.
+            root: Class folders, train/ and val/ with them, shards (a URL too), COCO's layout, or pictures and index
+                masks.
             verify: A manifest; files that changed, vanished or came since it was written are found.
             write_manifest: Write SHA-256 hashes of all files of DIR there, in the format of sha256sum.
+            class_list: Names of the labels of index masks, a line each, where no classes.txt lies in DIR.
+            ignore: Labels of index masks that stand for no class, beside 255.
             quick: Do not decode images; look at their bytes and headers only.
             workers: Processes that decode; by default one per CPU, 8 at most.
             all: List every finding, instead of the first of each kind.
             json: Print all findings as JSON.
         """
-        report = _check(root, verify, quick, min(8, os.cpu_count() or 1) if workers is None else workers)
+        check = _check_of(root, class_list, ignore)
+        report = _check(root, check, verify, quick, min(8, os.cpu_count() or 1) if workers is None else workers)
         if write_manifest is not None:
             _write(root, write_manifest)
         print(dumps(report.to_json(), indent=2) if json else _table(report, sys.maxsize if all else _LISTED))
@@ -58,11 +69,27 @@ def main(arguments: list[str]) -> int:
     return tyro.cli(check, prog="davit data check", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
 
 
-def _check(root: str, verify: Path | None, quick: bool, workers: int) -> "CheckReport":
-    from davit.cli.progress import Progress
+def _check_of(root: str, class_list: Path | None, ignore: tuple[int, ...]) -> "Callable[..., CheckReport]":
+    """The check of such data."""
+    from functools import partial
+
     from davit.data.check import check_classification
     from davit.data.check_coco import check_coco
+    from davit.data.check_masks import check_masks
     from davit.data.coco import is_coco
+    from davit.data.masks import has_masks
+
+    if not is_coco(root) and has_masks(root):
+        return partial(check_masks, class_list=class_list, ignore=ignore)
+    if class_list is not None or ignore:
+        raise ValueError(f"--class-list and --ignore are for index masks, and {root} holds none beside pictures")
+    return check_coco if is_coco(root) else check_classification
+
+
+def _check(
+    root: str, check: "Callable[..., CheckReport]", verify: Path | None, quick: bool, workers: int
+) -> "CheckReport":
+    from davit.cli.progress import Progress
     from davit.data.findings import CheckReport
     from davit.data.manifest import compare_manifest
 
@@ -72,7 +99,6 @@ def _check(root: str, verify: Path | None, quick: bool, workers: int) -> "CheckR
     if verify is not None:
         with Progress("comparing hashes", "files") as progress:
             changes = compare_manifest(_folder(root), verify, progress)
-    check = check_coco if is_coco(root) else check_classification
     with Progress("checking", "images") as progress:
         report = check(root, decode=not quick, workers=workers, started=progress.start, progress=progress)
     return CheckReport.of(report.root, report.images, [*report.findings, *changes])

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
     from davit.data.images import LabelledImages
     from davit.evaluation.accuracy import Accuracy
-    from davit.models.classifier import Classifier
-    from davit.models.create import Model
+    from davit.inference.backends.protocol import Backend
 
 _HELP = """Score a checkpoint on labelled images: one folder for each class, or shards. Detectors are scored on COCO
 annotations (average precision), segmenters on index masks (mean intersection over union).
@@ -24,6 +23,12 @@ cannot be decoded ends the evaluation: no image is left out or replaced silently
   davit evaluate mine.safetensors --data flowers
   davit evaluate davit_tiny.msft_in1k --data imagenet/val --json
   davit evaluate detector.safetensors --data coco
+  davit evaluate segmenter.safetensors --data ADEChallengeData2016
+  davit evaluate segmenter.safetensors --data ADEChallengeData2016 --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
+
+The last two are the official tests of ADE20K: single-scale, whole pictures of 512 pixels on the short side and at most
+2048 on the long one; and multi-scale with mirror images. Where mmsegmentation's tests slide a window, it is often
+--window 512 --stride 341.
 """
 
 
@@ -43,6 +48,10 @@ def main(arguments: list[str]) -> int:
         variant: Annotated[str | None, arg(metavar="NAME")] = None,
         class_list: Annotated[Path | None, arg(metavar="FILE")] = None,
         ignore: Annotated[tuple[int, ...], arg(metavar="LABEL...")] = (),
+        scales: Annotated[str | None, arg(metavar="RATIO,...")] = None,
+        flip: bool = False,
+        window: Annotated[str | None, arg(metavar="HxW")] = None,
+        stride: Annotated[str | None, arg(metavar="HxW")] = None,
         allow_missing: bool = False,
         per_class: bool = False,
         json: bool = False,
@@ -50,7 +59,7 @@ def main(arguments: list[str]) -> int:
         """Evaluate.
 
         Args:
-            checkpoint: A checkpoint, or a name of `davit models`.
+            checkpoint: A checkpoint, a name of `davit models`, or a file of `davit export`.
             data: A folder with a folder for each class, or shards (a URL too); for detectors COCO's layout or
                 Roboflow's, for segmenters pictures beside index masks. Of train/ and val/ the latter is taken.
             size: Side of the images, instead of the checkpoint's.
@@ -61,58 +70,64 @@ def main(arguments: list[str]) -> int:
             variant: What CHECKPOINT is, where its tensors leave it open: a name of `davit models`.
             class_list: Names of the labels of index masks, a line each, where no classes.txt lies in DIR.
             ignore: Labels of index masks that stand for no class, beside 255.
+            scales: With a segmenter, average its answers over these sizes, relative to the usual one.
+            flip: With a segmenter, average over mirror images, too.
+            window: With a segmenter, look at each image through a sliding window of so many pixels; for large pictures.
+            stride: Pixels from one window to the next, down and across; by default two thirds of the window.
             allow_missing: Score what is there, instead of refusing classes without images and files that cannot be
                 decoded; the count tells how many images that was.
             per_class: Print the score of each class as well.
             json: Print the result as JSON, with the score of each class.
         """
-        from davit.models.classifier import Classifier
+        from davit.cli.evaluate_views import parse_views
 
-        model = _load(checkpoint, variant, size, crop)
-        if not isinstance(model, Classifier):
+        views = parse_views(scales, flip, window, stride)
+        backend = _load(checkpoint, variant, size, crop, device)
+        if backend.kind != "classification":
             from davit.cli.evaluate_dense import DenseOptions, evaluate_dense
 
-            if allow_missing:
-                raise ValueError(
-                    "--allow-missing is for classification: detectors and segmenters are scored on all pictures"
-                )
             return evaluate_dense(
-                model,
+                backend,
                 checkpoint,
                 data,
                 DenseOptions(
-                    batch_size=batch_size, workers=workers, device=device, class_list=class_list, ignore=ignore
+                    batch_size=batch_size,
+                    workers=workers,
+                    class_list=class_list,
+                    ignore=ignore,
+                    views=views,
+                    allow_missing=allow_missing,
                 ),
                 json=json,
                 per_class=per_class,
             )
-        images = _images(data, model, allow_missing)
+        if not views.plain:
+            raise ValueError("--scales, --flip and --window are for segmenters, and this is a classifier")
+        images = _images(data, backend, allow_missing)
         left_out: list[str] | None = [] if allow_missing else None
-        metric = score(model, images, batch_size=batch_size, workers=workers, device=device, left_out=left_out)
+        metric = score(backend, images, batch_size=batch_size, workers=workers, left_out=left_out)
         for fault in left_out or ():
             print(f"davit evaluate: left out: {fault}", file=sys.stderr)
-        return _print(_report(checkpoint, images, model, metric, left_out or []), json, per_class)
+        return _print(_report(checkpoint, images, backend, metric, left_out or []), json, per_class)
 
     return tyro.cli(evaluate, prog="davit evaluate", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
 
 
 def score(
-    model: "Classifier",
+    backend: "Backend",
     images: "LabelledImages",
     *,
     batch_size: int = 32,
     workers: int | None = None,
-    device: str | None = None,
     left_out: list[str] | None = None,
 ) -> "Accuracy":
     """Count right answers over every image.
 
     Args:
-        model: what to score.
+        backend: what to score.
         images: what to score it on.
         batch_size: images computed at once.
         workers: processes that decode.
-        device: where to compute.
         left_out: images that cannot be decoded are left out and named here; None ends with the first of them.
     """
     from tqdm import tqdm
@@ -121,10 +136,8 @@ def score(
     from davit.data.tolerant import Tolerant
     from davit.evaluation.accuracy import Accuracy
     from davit.evaluation.evaluate import evaluate
-    from davit.inference.backends.eager import EagerBackend
 
-    backend = EagerBackend(model, device)
-    metric = Accuracy(model.config.num_classes)
+    metric = Accuracy(backend.config.num_classes)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     chosen = images if left_out is None else Tolerant(images)
     batches = evaluation_batches(chosen, backend.preprocessing, batch_size=batch_size, workers=workers)
@@ -140,34 +153,44 @@ def score(
     return metric
 
 
-def _load(checkpoint: str, variant: str | None, size: int | None, crop: float | None) -> "Model":
-    """Load a model with a head, with the preprocessing it is to be scored with."""
+def _load(checkpoint: str, variant: str | None, size: int | None, crop: float | None, device: str | None) -> "Backend":
+    """Open what is to be scored, with the preprocessing it is to be scored with."""
+    backend = _open(checkpoint, variant, size, device)
+    preprocessing = backend.preprocessing
+    if size is not None:
+        long = round(size * preprocessing.size[1] / preprocessing.size[0]) if preprocessing.fit == "within" else size
+        preprocessing = replace(preprocessing, size=(size, long))
+    backend.preprocessing = preprocessing if crop is None else replace(preprocessing, fit="crop", crop=crop)
+    return backend
+
+
+def _open(checkpoint: str, variant: str | None, size: int | None, device: str | None) -> "Backend":
+    from davit.inference.backends.eager import EagerBackend
+    from davit.inference.backends.onnx_header import is_onnx
+    from davit.inference.backends.opening import open_backend
     from davit.models.davit import DaViT
     from davit.models.dense import DenseBackbone
     from davit.preprocessing import Preprocessing
     from davit.weights.load import load
 
+    if is_onnx(checkpoint):
+        return open_backend(checkpoint, variant=variant, device=device)
     model = load(checkpoint, variant=variant)
     if isinstance(model, (DaViT, DenseBackbone)):
         raise ValueError(f"{checkpoint} is a backbone without a head, so it has no classes to score")
-    preprocessing = model.preprocessing
-    if preprocessing is None:
+    if model.preprocessing is None:
         if size is None:
             raise ValueError(f"{checkpoint} does not say how images are prepared for it: give their side with --size")
-        preprocessing = Preprocessing.imagenet(size, model.config.backbone.in_channels)
-    if size is not None:
-        long = round(size * preprocessing.size[1] / preprocessing.size[0]) if preprocessing.fit == "within" else size
-        preprocessing = replace(preprocessing, size=(size, long))
-    model.preprocessing = preprocessing if crop is None else replace(preprocessing, fit="crop", crop=crop)
-    return model
+        model.preprocessing = Preprocessing.imagenet(size, model.config.backbone.in_channels)
+    return EagerBackend(model, device)
 
 
-def _images(data: str, model: "Classifier", allow_missing: bool) -> "LabelledImages":
+def _images(data: str, backend: "Backend", allow_missing: bool) -> "LabelledImages":
     from davit.data.images import find_images
 
     source = find_images(data)
     part = source.validation
-    images = source.open(part, model.classes, num_classes=model.config.num_classes, allow_missing=allow_missing)
+    images = source.open(part, backend.classes, num_classes=backend.config.num_classes, allow_missing=allow_missing)
     notes = [f"taking {part} of {data}" if source.sharded else f"taking {images.root}"] if part == "val" else []
     notes += [images.note] if images.note else []
     notes += [f"{len(images.missing)} of {len(images.classes)} classes have no images"] if images.missing else []
@@ -181,7 +204,7 @@ def _images(data: str, model: "Classifier", allow_missing: bool) -> "LabelledIma
 
 
 def _report(
-    checkpoint: str, images: "LabelledImages", model: "Classifier", metric: "Accuracy", left_out: list[str]
+    checkpoint: str, images: "LabelledImages", backend: "Backend", metric: "Accuracy", left_out: list[str]
 ) -> dict[str, Any]:
     from davit.records import to_json
 
@@ -192,7 +215,7 @@ def _report(
         "left_out": left_out,
         "checkpoint": checkpoint,
         "data": str(images.root),
-        "preprocessing": to_json(model.preprocessing),
+        "preprocessing": to_json(backend.preprocessing),
     }
 
 

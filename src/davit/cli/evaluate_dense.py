@@ -1,6 +1,7 @@
 """`davit evaluate` for detectors and segmenters."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from json import dumps
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from davit.models.detector import Detector
-    from davit.models.upernet import Segmenter
+    from davit.evaluation.views import Views
+    from davit.inference.backends.protocol import Backend
     from davit.tasks.detection import DetectionMetric
     from davit.tasks.segmentation import SegmentationMetric
 
@@ -23,80 +24,103 @@ class DenseOptions:
     Attributes:
         batch_size: pictures of one size computed at once.
         workers: processes that decode; None for one per CPU, 8 at most.
-        device: where to compute; None chooses.
         class_list: names of the labels of index masks.
         ignore: labels that stand for no class.
+        views: how a segmenter looks at a picture.
+        allow_missing: leave out pictures that cannot be decoded.
     """
 
     batch_size: int
     workers: int | None
-    device: str | None
     class_list: Path | None
     ignore: tuple[int, ...]
+    views: "Views"
+    allow_missing: bool = False
+
+    @property
+    def processes(self) -> int:
+        """How many decode."""
+        return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
 
 
 def evaluate_dense(
-    model: "Detector | Segmenter", checkpoint: str, data: str, options: DenseOptions, *, json: bool, per_class: bool
+    backend: "Backend", checkpoint: str, data: str, options: DenseOptions, *, json: bool, per_class: bool
 ) -> int:
     """Score a model on COCO annotations or index masks, and print the scores."""
-    from davit.models.detector import Detector
+    from davit.data.readable import readable
     from davit.records import to_json
 
-    images, metric = _detection(model, data) if isinstance(model, Detector) else _segmentation(model, data, options)
-    scores = _score(model, images, metric, options)
+    detects = backend.kind == "detection"
+    if detects and not options.views.plain:
+        raise ValueError("--scales, --flip and --window are for segmenters, and this is a detector")
+    images, metric = _detection(backend, data, options) if detects else _segmentation(backend, data, options)
+    chosen, left_out = list(range(len(images))), list[str]()
+    if options.allow_missing:
+        chosen, left_out = readable(images, options.processes)
+    for fault in left_out:
+        print(f"davit evaluate: left out: {fault}", file=sys.stderr)
+    scores = _score(backend, images, chosen, metric, options)
     report = {
         **scores,
+        "left_out": left_out,
+        **({} if detects else {"views": options.views.to_json()}),
         "per_class": metric.per_class(),
         "checkpoint": checkpoint,
         "data": data,
-        "preprocessing": to_json(model.preprocessing),
+        "preprocessing": to_json(backend.preprocessing),
     }
     print(dumps(report, indent=2) if json else _table(report, per_class))
     return 0
 
 
-def _detection(model: "Detector", data: str) -> "tuple[Any, DetectionMetric]":
+def _detection(backend: "Backend", data: str, options: DenseOptions) -> "tuple[Any, DetectionMetric]":
     from davit.data.coco import CocoImages, find_coco
+    from davit.evaluation.coco import CocoMetric
+    from davit.models.detector_config import DetectorConfig
     from davit.tasks.detection import DetectionConfig, DetectionTask
 
-    masks = model.config.head.kind == "mask_rcnn"
-    images = CocoImages(*find_coco(data).validation, masks=masks, classes=model.classes or None)
+    assert isinstance(backend.config, DetectorConfig)
+    masks = backend.config.head.kind == "mask_rcnn"
+    images = CocoImages(*find_coco(data).validation, masks=masks, classes=backend.classes or None)
     task = DetectionTask(DetectionConfig(masks=masks), images.classes, images.ground_truth(), images.category_ids)
-    return images, task.metric()
+    metric = task.metric()
+    if options.allow_missing:
+        metric.coco = CocoMetric(task.ground_truth, images.category_ids, masks=masks, allow_missing=True)
+    return images, metric
 
 
-def _segmentation(model: "Segmenter", data: str, options: DenseOptions) -> "tuple[Any, SegmentationMetric]":
+def _segmentation(backend: "Backend", data: str, options: DenseOptions) -> "tuple[Any, SegmentationMetric]":
     from davit.data.masks import MaskFolder, mask_parts
     from davit.tasks.segmentation import SegmentationMetric
 
     part = "val" if "val" in mask_parts(data) else next(iter(mask_parts(data)))
-    images = MaskFolder(data, part, model.classes or None, class_list=options.class_list, ignore=options.ignore)
+    images = MaskFolder(data, part, backend.classes or None, class_list=options.class_list, ignore=options.ignore)
     return images, SegmentationMetric(images.classes)
 
 
-def _score(model: "Detector | Segmenter", images: Any, metric: Any, options: DenseOptions) -> dict[str, float]:
+def _score(backend: "Backend", images: Any, chosen: list[int], metric: Any, options: DenseOptions) -> dict[str, float]:
     from tqdm import tqdm
 
     from davit.data.evaluation_loader import equal_sizes, picture_batches
     from davit.evaluation.evaluate import evaluate
-    from davit.inference.backends.eager import EagerBackend
 
-    backend = EagerBackend(model, options.device)
-    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
-    order = equal_sizes(images, backend.preprocessing, range(len(images)), options.batch_size)
-    batches = picture_batches(images, backend.preprocessing, order=order, workers=workers)
-    with tqdm(total=len(images), unit="image", disable=None, leave=False) as bar:
+    preprocessing = options.views.prepared(backend.preprocessing)
+    at_once = options.batch_size if options.views.plain else 1  # scores of whole pictures are large
+    order = equal_sizes(images, preprocessing, chosen, at_once)
+    batches = picture_batches(images, preprocessing, order=order, workers=options.processes)
+    look = options.views.of(backend, backend.preprocessing)
+    with tqdm(total=len(chosen), unit="image", disable=None, leave=False) as bar:
 
         def counted(pixels: "Tensor") -> Any:
             bar.update(len(pixels))
-            return backend(pixels)
+            return look(pixels if options.views.plain else pixels.to(backend.device))
 
         return evaluate(counted, batches, metric)
 
 
 def _table(report: Mapping[str, Any], per_class: bool) -> str:
     scores = {name: value for name, value in report.items() if isinstance(value, (int, float))}
-    lines = [f"{report['checkpoint']} on {report['data']}", ""]
+    lines = [f"{report['checkpoint']} on {report['data']}{_told(report.get('views'))}", ""]
     lines += [f"  {name:<14} {_shown(value)}" for name, value in scores.items()]
     if per_class:
         rows: Mapping[str, Mapping[str, float | None]] = report["per_class"]
@@ -108,6 +132,16 @@ def _table(report: Mapping[str, Any], per_class: bool) -> str:
             for name, row in rows.items()
         ]
     return "\n".join(lines)
+
+
+def _told(views: Mapping[str, Any] | None) -> str:
+    """How pictures were looked at, where it was not once and whole."""
+    if views is None:
+        return ""
+    told = [f"at {len(views['scales'])} sizes"] * (views["scales"] != [1.0]) + ["mirrored too"] * views["flip"]
+    if views["window"]:
+        told.append("through windows of {}x{}".format(*views["window"]))
+    return "".join(f", {part}" for part in told)
 
 
 def _shown(value: float | None) -> str:

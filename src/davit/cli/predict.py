@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
         Args:
             paths: Images, folders (with all folders in them) or quoted patterns such as 'photos/**/*.jpg'.
-            model: A checkpoint, or a name of `davit models`.
+            model: A checkpoint, a name of `davit models`, or a file of `davit export`.
             top: How many classes to name.
             batch_size: Images computed at once.
             device: cpu, cuda, cuda:1 and so on; by default the graphics card if there is one.

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from davit.data.findings import Finding, Level
@@ -20,7 +20,7 @@ def class_findings(parts: Mapping[str, LabelledImages]) -> Iterator[Finding]:
             learnt = part not in ("val", "test")
             level: Level = "error" if learnt else "warning"
             yield Finding(level=level, kind="empty-class", file=where, message=f"class {name!r} has no images")
-        yield from _names(images.classes, where)
+        yield from name_findings(images.classes, where)
     if "train" not in parts:
         return
     train = parts["train"]
@@ -42,8 +42,8 @@ def _filled(images: LabelledImages) -> set[str]:
     return {images.classes[label] for label in Counter(int(label) for label in images.labels)}
 
 
-def _names(classes: tuple[str, ...], where: str) -> Iterator[Finding]:
-    """Class names that are easily the same class, or that do not survive a copy to another system."""
+def name_findings(classes: Sequence[str], where: str) -> Iterator[Finding]:
+    """Find class names that are easily the same class, or that do not survive a copy to another system."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in classes:
         alike[re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold() or name].append(name)

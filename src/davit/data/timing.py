@@ -3,14 +3,19 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from davit.data.images import LabelledImages
 from davit.data.loader import Sample, StepSampler, TrainSamples, Transform, collate, train_loader
 from davit.decoding import ImageError, read_image
 from davit.seeding import seed_everything
 
+T = TypeVar("T")
+
 STAGES = ("read", "decode", "augment", "collate")
+DENSE_STAGES = ("load", "augment", "collate")  # where annotations are read and decoded with the picture
+Stages = Callable[[StepSampler], tuple[dict[str, float], int]]  # seconds of each, and images that cannot be decoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +24,7 @@ class LoaderTimes:
 
     Attributes:
         images: images that went through each stage, in one process.
-        seconds: time of each stage (`STAGES`) for them.
+        seconds: time of each stage (`STAGES` or `DENSE_STAGES`) for them.
         loader_images: images that the whole loader gave.
         loader_seconds: time between its first and its last batch.
         start_seconds: time until its first batch: starting processes, and filling the first batches.
@@ -76,16 +81,53 @@ def time_loading(
     Raises:
         ValueError: `count` is less than two batches, so nothing could be told.
     """
+    samples = TrainSamples(images, transform, seed)
+    stages = partial(_stages, images, transform, seed, progress)
+    return _time(samples, len(images), stages, count, batch_size, workers, progress)
+
+
+def time_dense_loading(
+    samples: TrainSamples,
+    length: int,
+    *,
+    count: int,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int], object] = lambda _: None,
+) -> LoaderTimes:
+    """Load images with their annotations, likewise; see `time_loading`.
+
+    Args:
+        samples: what to load and augment.
+        length: how many there are.
+        count: images for each of the two.
+        batch_size: images in a batch.
+        workers: processes of the loader; 0 is this one.
+        progress: told after each image.
+
+    Raises:
+        ValueError: `count` is less than two batches, so nothing could be told.
+    """
+    return _time(samples, length, partial(_dense_stages, samples, progress), count, batch_size, workers, progress)
+
+
+def _time(
+    samples: TrainSamples,
+    length: int,
+    stages: Stages,
+    count: int,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int], object],
+) -> LoaderTimes:
     if count < 2 * batch_size:
         raise ValueError(f"{count} images are less than two batches of {batch_size}: more images, or a smaller batch")
     steps = count // batch_size
-    seconds, broken = _stages(
-        images, transform, StepSampler(len(images), batch_size, seed, range(steps)), seed, progress
-    )
+    seconds, broken = stages(StepSampler(length, batch_size, samples.seed, range(steps)))
     # the steps that follow, so that what the first pass left in the machine's file cache is not read again at once
-    sampler = StepSampler(len(images), batch_size, seed, range(steps, 2 * steps))
+    sampler = StepSampler(length, batch_size, samples.seed, range(steps, 2 * steps))
     times = [time.perf_counter()]
-    for batch in train_loader(TrainSamples(images, transform, seed), sampler, workers):
+    for batch in train_loader(samples, sampler, workers):
         times.append(time.perf_counter())
         progress(len(batch.images))
     return LoaderTimes(
@@ -99,31 +141,57 @@ def time_loading(
     )
 
 
-def _stages(
-    images: LabelledImages, transform: Transform, sampler: StepSampler, seed: int, progress: Callable[[int], object]
-) -> tuple[dict[str, float], int]:
-    seconds = dict.fromkeys(STAGES, 0.0)
-    broken = 0
+class _Clock:
+    """Adds up the time of pieces of work by stage."""
 
-    def timed(stage: str, work: Callable[[], Any]) -> Any:
+    def __init__(self, stages: tuple[str, ...]) -> None:
+        self.seconds = dict.fromkeys(stages, 0.0)
+
+    def __call__(self, stage: str, work: Callable[[], T]) -> T:
+        """Do it."""
         started = time.perf_counter()
-        result = work()
-        seconds[stage] += time.perf_counter() - started
-        return result
+        try:
+            return work()
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
 
+
+def _stages(
+    images: LabelledImages, transform: Transform, seed: int, progress: Callable[[int], object], sampler: StepSampler
+) -> tuple[dict[str, float], int]:
+    timed, broken = _Clock(STAGES), 0
     for keys in sampler:
         samples: list[Sample] = []
         for epoch, index in keys:
-            data = timed("read", lambda index=index: images.encoded(index))
+            data = timed("read", partial(images.encoded, index))
             progress(1)
             try:
-                picture = timed("decode", lambda data=data: read_image(data))
+                picture = timed("decode", partial(read_image, data))
             except ImageError:
                 broken += 1
                 continue
             seed_everything(seed, epoch, index)
-            pixels = timed("augment", lambda picture=picture: transform(picture))
-            samples.append(Sample(pixels, int(images.labels[index]), index))
+            samples.append(Sample(timed("augment", partial(transform, picture)), int(images.labels[index]), index))
         if samples:
-            timed("collate", lambda samples=samples: collate(samples))
-    return seconds, broken
+            timed("collate", partial(collate, samples))
+    return timed.seconds, broken
+
+
+def _dense_stages(
+    samples: TrainSamples, progress: Callable[[int], object], sampler: StepSampler
+) -> tuple[dict[str, float], int]:
+    timed, broken = _Clock(DENSE_STAGES), 0
+    for keys in sampler:
+        ready: list[Sample] = []
+        for epoch, index in keys:
+            progress(1)
+            try:
+                picture, known = timed("load", partial(samples.images.__getitem__, index))
+            except ImageError:
+                broken += 1
+                continue
+            seed_everything(samples.seed, epoch, index)
+            ready.append(Sample(*timed("augment", partial(samples.vary, picture, known)), index))
+        if ready:
+            timed("collate", partial(collate, ready))
+    return timed.seconds, broken

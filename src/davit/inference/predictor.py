@@ -9,6 +9,7 @@ from torch import nn
 
 from davit.decoding import ImageError, as_shown, read_image
 from davit.inference.backends.eager import EagerBackend
+from davit.inference.backends.opening import open_backend
 from davit.inference.backends.protocol import Backend
 from davit.inference.results import Prepared, Result, read_outputs
 
@@ -49,20 +50,13 @@ class Predictor:
         batch_size: int = 16,
         device: str | torch.device | None = None,
     ) -> "Predictor":
-        """Predict with a checkpoint, or with public weights by name; see `davit.load`.
+        """Predict with a checkpoint, with public weights by name (see `davit.load`), or with a file of `davit export`.
 
         Raises:
             ValueError: unknown or unusable weights, or a backbone without a head.
             OSError: the file cannot be read.
         """
-        from davit.models.davit import DaViT
-        from davit.models.dense import DenseBackbone
-        from davit.weights.load import load
-
-        model = load(source, variant=variant)
-        if isinstance(model, (DaViT, DenseBackbone)):
-            raise ValueError(f"{source} is a backbone without a head; it gives features, not classes, boxes or masks")
-        return cls(model, batch_size=batch_size, device=device)
+        return cls(open_backend(source, variant=variant, device=device), batch_size=batch_size)
 
     def __call__(self, images: Picture | Iterable[Picture], top: int = 5) -> list[Result]:
         """Return what the model finds in each image, in order.

@@ -57,14 +57,15 @@ class MaskRCNN(nn.Module):
     def detect(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[DetectorOutput]:
         """Return the objects of each image; `sizes` are the images' heights and widths."""
         proposals = self.proposals.propose(self.proposals(maps), sizes, self.config.candidates)
-        logits, offsets = self._look(maps, proposals)
+        logits, offsets = self.look(pool_regions(maps[: len(STRIDES)], STRIDES, proposals, BOX_SIDE))
         counts = [boxes.shape[0] for boxes in proposals]  # not len(): a trace would keep the number
         found = [
             self._choose(*parts)
             for parts in zip(proposals, logits.softmax(-1).split(counts), offsets.split(counts), sizes, strict=True)
         ]
         indices = torch.cat([index for _, _, index in found])
-        masks = self._masks(maps, [boxes for boxes, _, _ in found], indices).sigmoid()
+        pooled = pool_regions(maps[: len(STRIDES)], STRIDES, [boxes for boxes, _, _ in found], MASK_SIDE)
+        masks = self.masks(pooled, indices).sigmoid()
         each = masks.split([boxes.shape[0] for boxes, _, _ in found])
         return [DetectorOutput(*parts, mask) for parts, mask in zip(found, each, strict=True)]
 
@@ -93,15 +94,14 @@ class MaskRCNN(nn.Module):
             "masks": self._mask_loss(maps, samples, instances),
         }
 
-    def _look(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return class logits (R, K + 1) and offsets (R, K, 4) of the regions of all images."""
-        regions = pool_regions(maps[: len(STRIDES)], STRIDES, boxes, BOX_SIDE)
+    def look(self, regions: Tensor) -> tuple[Tensor, Tensor]:  # (R, channels, BOX_SIDE, BOX_SIDE)
+        """Return class logits (R, K + 1) and offsets (R, K, 4) of regions."""
         features = F.relu(self.fc2(F.relu(self.fc1(regions.flatten(1)))))
         return self.classify(features).float(), self.regress(features).view(-1, self.num_classes, 4).float()
 
-    def _masks(self, maps: Sequence[Tensor], boxes: Sequence[Tensor], indices: Tensor) -> Tensor:
-        """Return mask logits (R, 28, 28) of the regions of all images, each for its class."""
-        x = pool_regions(maps[: len(STRIDES)], STRIDES, boxes, MASK_SIDE)
+    def masks(self, regions: Tensor, indices: Tensor) -> Tensor:  # (R, channels, MASK_SIDE, MASK_SIDE), (R,)
+        """Return mask logits (R, 28, 28) of regions, each for its class."""
+        x = regions
         for convolution in self.mask_convs:
             x = F.relu(convolution(x))
         logits = self.mask_classify(F.relu(self.mask_upsample(x)))
@@ -128,7 +128,8 @@ class MaskRCNN(nn.Module):
     def _box_losses(
         self, maps: Sequence[Tensor], samples: Sequence[tuple[Tensor, Tensor]], instances: Sequence[Instances]
     ) -> dict[str, Tensor]:
-        logits, offsets = self._look(maps, [regions for regions, _ in samples])
+        boxes_seen = [regions for regions, _ in samples]
+        logits, offsets = self.look(pool_regions(maps[: len(STRIDES)], STRIDES, boxes_seen, BOX_SIDE))
         counts = [len(regions) for regions, _ in samples]
         classes: list[Tensor] = []
         boxes: list[Tensor] = []
@@ -149,7 +150,8 @@ class MaskRCNN(nn.Module):
         regions = [regions[owners != BACKGROUND] for regions, owners in samples]
         owners = [owners[owners != BACKGROUND] for _, owners in samples]
         labels = torch.cat([one.labels[owner] for one, owner in zip(instances, owners, strict=True)])
-        logits = self._masks(maps, regions, labels).split([len(owner) for owner in owners])
+        pooled = pool_regions(maps[: len(STRIDES)], STRIDES, regions, MASK_SIDE)
+        logits = self.masks(pooled, labels).split([len(owner) for owner in owners])
         losses = []
         for one, region, owner, mask in zip(instances, regions, owners, logits, strict=True):
             truth = torch.zeros_like(mask)

@@ -49,7 +49,7 @@ class Proposals(nn.Module):
         """Look at every anchor."""
         features = [F.relu(self.conv(x)) for x in maps]
         logits = [self.objectness(x).permute(0, 2, 3, 1).flatten(1).float() for x in features]
-        offsets = [self.offsets(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float() for x in features]
+        offsets = [self.offsets(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4).float() for x in features]
         return Offers(self.anchors(maps), logits, offsets)
 
     @torch.no_grad()

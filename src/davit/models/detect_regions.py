@@ -25,7 +25,11 @@ def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence
         (N_0 + N_1 + ..., C, side, side), image by image, in the maps' type; sampled in float32.
     """
     images = torch.cat([torch.full_like(box[:, :1], i) for i, box in enumerate(boxes)])
-    regions = torch.cat((images, torch.cat(list(boxes))), dim=1)
+    return sample_regions(maps, strides, torch.cat((images, torch.cat(list(boxes))), dim=1), side)
+
+
+def sample_regions(maps: Sequence[Tensor], strides: Sequence[int], regions: Tensor, side: int) -> Tensor:
+    """The same for regions (N, 5): the index of the image, then the box."""
     levels = region_levels(regions[:, 1:], len(maps))
     places = [(levels == level).nonzero().squeeze(1) for level in range(len(maps))]
     pooled = [

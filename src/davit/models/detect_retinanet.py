@@ -46,7 +46,7 @@ class RetinaNet(nn.Module):
     def detect(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[DetectorOutput]:
         """Return the objects of each image; `sizes` are the images' heights and widths."""
         anchors = self.anchors(maps)
-        logits, offsets = self._look(maps)
+        logits, offsets = self.look(maps)
         counts = [len(level) for level in anchors]
         return [
             self._of_image(anchors, scores.sigmoid().split(counts), shifts.split(counts), size)
@@ -62,7 +62,7 @@ class RetinaNet(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the losses `classes` and `boxes`."""
         anchors = torch.cat(self.anchors(maps))
-        logits, offsets = self._look(maps)
+        logits, offsets = self.look(maps)
         classes: list[Tensor] = []
         boxes: list[Tensor] = []
         for one, scores, shifts, extent in zip(instances, logits, offsets, extents, strict=True):
@@ -78,7 +78,7 @@ class RetinaNet(nn.Module):
             boxes.append(F.l1_loss(shifts[positive], wanted, reduction="sum") / count)
         return {"classes": torch.stack(classes).mean(), "boxes": torch.stack(boxes).mean()}
 
-    def _look(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def look(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class logits (B, N, K) and offsets (B, N, 4) of all anchors."""
         logits: list[Tensor] = []
         offsets: list[Tensor] = []
@@ -86,8 +86,8 @@ class RetinaNet(nn.Module):
             classes = boxes = x
             for class_conv, box_conv in zip(self.class_convs, self.box_convs, strict=True):
                 classes, boxes = F.relu(class_conv(classes)), F.relu(box_conv(boxes))
-            logits.append(self.classify(classes).permute(0, 2, 3, 1).reshape(len(x), -1, self.num_classes))
-            offsets.append(self.regress(boxes).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+            logits.append(self.classify(classes).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.num_classes))
+            offsets.append(self.regress(boxes).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
         return torch.cat(logits, 1).float(), torch.cat(offsets, 1).float()
 
     def _of_image(

@@ -88,7 +88,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, H, W)
         """Return (B, channels, H, W)."""
-        grids = (conv(F.adaptive_avg_pool2d(x, side)) for side, conv in zip(self.pool_sizes, self.pooled, strict=True))
+        grids = (conv(average(x, side)) for side, conv in zip(self.pool_sizes, self.pooled, strict=True))
         return self.fusion(torch.cat([x, *(resize(grid, like=x) for grid in grids)], dim=1))
 
 
@@ -158,6 +158,24 @@ class Segmenter(nn.Module):
         """Return logits at a quarter of the images' size."""
         maps = normed(self.norms, self.backbone(images))
         return SegmenterOutput(self.head(maps), self.auxiliary(maps[AUXILIARY_STAGE]))
+
+
+def average(x: Tensor, side: int) -> Tensor:  # (B, C, H, W)
+    """Average over the cells of a grid, (B, C, side, side).
+
+    While exporting as two matrix products: an exporter of free sizes would keep the cells of the size it traced.
+    """
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, side)
+    return _cells(x.shape[2], side, x) @ x @ _cells(x.shape[3], side, x).mT
+
+
+def _cells(size: int, side: int, like: Tensor) -> Tensor:
+    """Weight of each of `size` positions in each of `side` averages, (side, size)."""
+    cell = torch.arange(side, device=like.device).unsqueeze(1)
+    position = torch.arange(size, device=like.device)
+    first, end = cell * size // side, ((cell + 1) * size + side - 1) // side
+    return ((position >= first) & (position < end)).to(like.dtype) / (end - first)
 
 
 def resize(x: Tensor, like: Tensor) -> Tensor:

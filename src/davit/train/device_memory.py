@@ -3,14 +3,12 @@
 from dataclasses import dataclass, fields, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from davit.models.blocks import DualAttentionBlock
-from davit.models.classifier import Classifier
-from davit.models.config import ClassifierConfig
-from davit.structures import Batch
-from davit.tasks.classification import ClassificationTask
+from davit.models.create import make_model
 from davit.train.footprint import Moment, footprint
+from davit.train.planned_step import Config, plan_step
 from davit.train.recipe import Recipe
 
 GIB = 2**30
@@ -63,18 +61,16 @@ class Planner:
     """Counts what one of `world` devices holds and sends in a step of a recipe."""
 
     def __init__(
-        self, recipe: Recipe, classes: int, *, world: int, precision: torch.dtype, micro_batch: int, gpu: bool
+        self, recipe: Recipe, config: Config, *, world: int, precision: torch.dtype, micro_batch: int, gpu: bool
     ) -> None:
-        """Plan for a head of `classes` and `micro_batch` images at once."""
-        self.config = ClassifierConfig(backbone=recipe.model.backbone, num_classes=classes)
+        """Plan for a model of `config` and `micro_batch` images at once."""
+        self.config, self.step = config, plan_step(recipe, config)
         self.recipe, self.world, self.precision, self.gpu = recipe, world, precision, gpu
-        size = recipe.data.image_size
-        self.shape = (micro_batch, recipe.data.channels, size, size)
-        settings, _ = recipe.classification("--dry-run")
-        self.task = ClassificationTask(replace(settings, mix_probability=0.0), classes)
+        size = self.step.padded if micro_batch > 1 else self.step.size
+        self.shape = (micro_batch, recipe.data.channels, *size)
         self.sharded = world > 1 and recipe.runtime.parallel == "fsdp"
         with torch.device("meta"):
-            model = Classifier(self.config)
+            model = make_model(config)
         self.weights = _count(model)
         self.blocks = [_count(module) for module in model.modules() if isinstance(module, DualAttentionBlock)]
 
@@ -82,7 +78,9 @@ class Planner:
         """Count a step, with or without gradient checkpointing."""
         backbone = replace(self.config.backbone, gradient_checkpointing=checkpointing)
         config = replace(self.config, backbone=backbone)
-        counted = footprint(lambda: Classifier(config), self._loss, self.shape, precision=self.precision, gpu=self.gpu)
+        counted = footprint(
+            lambda: make_model(config), self.step.loss, self.shape, precision=self.precision, gpu=self.gpu
+        )
         if self.sharded:
             return self._of_shards(counted.beside_weights)
         whole = self.weights * FLOAT
@@ -129,9 +127,6 @@ class Planner:
         """The rest of the model, two blocks (this one and the next), and two blocks of gradients on their way."""
         block, root = max(self.blocks), self.weights - sum(self.blocks)
         return (2 * block + root) * self.precision.itemsize + 2 * block * FLOAT
-
-    def _loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        return torch.stack(list(self.task.losses(model, Batch(images=images, targets=targets)).values())).sum()
 
 
 def _count(module: nn.Module) -> int:

@@ -7,19 +7,25 @@ from typing import Any
 import torch
 
 from davit.data.loader import Share
-from davit.models.complexity import count_macs, count_parameters
 from davit.models.config import DaViTConfig
 from davit.models.variants import variant
-from davit.train.build import architecture, build_images
+from davit.train.build import architecture, whole_config
 from davit.train.device import pick_precision
 from davit.train.device_memory import GIB, Memory, Planner
+from davit.train.planned_step import count_flops
 from davit.train.recipe import Recipe
+from davit.train.sides import list_images
 from davit.weights.catalog import WEIGHTS
 from davit.weights.checkpoint import is_checkpoint, read_header
 from davit.weights.source import find_file
 
 SUSTAINED_TFLOPS = 64.0  # reached per A100 in milabench's fp16 training of davit_large: 308 images/s x 6 x 34.6 GMACs
-KNOWN = {"imagenet": (1_281_167, 1000), "imagenet22k": (14_197_122, 21_841)}  # training images and classes
+KNOWN = {  # training images and classes
+    "imagenet": (1_281_167, 1000),
+    "imagenet22k": (14_197_122, 21_841),
+    "coco": (117_266, 80),
+    "ade20k": (20_210, 150),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +129,8 @@ def report(recipe: Recipe, *, world: int = 1, tflops: float | None = None) -> Dr
     """Plan a run on `world` devices, in this process, without its data, its weights or its devices.
 
     Args:
-        recipe: what would run. Where its images cannot be listed, the known sizes of ImageNet-1K and 22K are taken.
+        recipe: what would run. Where its images cannot be listed, the known sizes of ImageNet, COCO and ADE20K are
+            taken.
         world: devices, with a process each.
         tflops: sustained by one device, in 1e12 floating-point operations a second; by default 64.
 
@@ -133,7 +140,6 @@ def report(recipe: Recipe, *, world: int = 1, tflops: float | None = None) -> Dr
     """
     if world < 1 or (tflops is not None and tflops <= 0):
         raise ValueError(f"world must be at least 1 and tflops positive, got {world} and {tflops}")
-    recipe.classification("--dry-run")
     images, classes, notes = _count_images(recipe)
     config, more = _architecture(recipe)
     recipe = replace(recipe, model=replace(recipe.model, backbone=config))
@@ -141,13 +147,13 @@ def report(recipe: Recipe, *, world: int = 1, tflops: float | None = None) -> Dr
     rows = Share(size=world, accumulate=recipe.runtime.accumulate).rows(batch_size)
     gpu = recipe.runtime.device != "cpu"
     precision = pick_precision(recipe.runtime.precision, torch.device("cuda" if gpu else "cpu"))
-    planner = Planner(recipe, classes, world=world, precision=precision, micro_batch=len(rows[0]), gpu=gpu)
-    macs = count_macs(config, recipe.data.image_size, recipe.data.image_size, classes)
+    model = whole_config(recipe, config, classes)
+    planner = Planner(recipe, model, world=world, precision=precision, micro_batch=len(rows[0]), gpu=gpu)
     return DryRun(
         recipe=recipe,
         world=world,
         precision=precision,
-        parameters=count_parameters(config, classes),
+        parameters=planner.weights,
         images=images,
         batch_size=batch_size,
         micro_batch=len(rows[0]),
@@ -155,16 +161,16 @@ def report(recipe: Recipe, *, world: int = 1, tflops: float | None = None) -> Dr
         plain=planner.memory(checkpointing=False),
         checkpointed=planner.memory(checkpointing=True),
         communication=planner.communication(),
-        flops=2 * macs * (4 if config.gradient_checkpointing else 3),
+        flops=count_flops(recipe, model, planner.step.size),
         tflops=tflops or SUSTAINED_TFLOPS,
-        notes=(*notes, *more, *_assumptions(recipe, tflops)),
+        notes=(*notes, *more, *planner.step.notes, *_assumptions(recipe, tflops)),
     )
 
 
 def _count_images(recipe: Recipe) -> tuple[int, int, list[str]]:
     """Training images, classes, and what to say about them."""
     try:
-        images = build_images(recipe.data, recipe.runtime.seed)
+        images = list_images(recipe)
     except (ValueError, OSError) as error:
         known = KNOWN.get(recipe.name.partition(".")[0])
         if known is None:
@@ -192,6 +198,8 @@ def _architecture(recipe: Recipe) -> tuple[DaViTConfig, list[str]]:
 
 def _assumptions(recipe: Recipe, tflops: float | None) -> list[str]:
     notes = []
+    if recipe.optimizer.frozen_stages:
+        notes.append("memory and arithmetic are those of a run without frozen stages, which takes more")
     if recipe.runtime.compile:
         notes.append("memory is that of the model before compilation, which keeps less")
     if tflops in (None, SUSTAINED_TFLOPS):

@@ -62,7 +62,7 @@ class Footprint:
 
 def footprint(
     make: Callable[[], nn.Module],
-    loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    loss: Callable[[nn.Module, Tensor], Tensor],
     shape: Sequence[int],
     *,
     precision: torch.dtype,
@@ -76,7 +76,7 @@ def footprint(
 
     Args:
         make: builds the model; called with the meta device as default.
-        loss: loss of a model, images and class indices.
+        loss: loss of a model on images; it makes its targets.
         shape: of the images of one device, (B, C, H, W).
         precision: of autocast; fp32 for none.
         gpu: count as on a GPU.
@@ -90,9 +90,9 @@ def footprint(
         modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         model.to_empty(device="cpu")
         ledger = modes.enter_context(_Ledger(model))
-        images, targets = torch.empty(tuple(shape)), torch.zeros(shape[0], dtype=torch.int64)
+        images = torch.empty(tuple(shape))
         with torch.autocast("cpu", precision, enabled=lowered):
-            total = loss(model, images, targets)
+            total = loss(model, images)
         kept = ledger.end_forward()
         total.backward()
     return Footprint(kept=kept, **ledger.peaks)

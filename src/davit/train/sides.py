@@ -26,6 +26,7 @@ from davit.train.plan import Metric
 from davit.train.recipe import Recipe
 from davit.train.step import Task
 
+MOST_TEST_SCENES = 200
 LOOKED_AT = 32  # masks of each part whose labels are looked at before a run
 LEAST_SHARE = 1e-3  # of the pixels, for a class that those looked at may not show
 
@@ -55,7 +56,7 @@ def list_images(recipe: Recipe) -> Images:
     if isinstance(recipe.task, ClassificationConfig):
         return build_images(data, recipe.runtime.seed)
     if data.source == "scenes":
-        held_out = max(1, data.scenes // 10)
+        held_out = min(max(1, data.scenes // 10), MOST_TEST_SCENES)
         return Images(Scenes("train", data.scenes, task), Scenes("test", held_out, task))
     if not data.root:
         raise ValueError("say where the images are: data.root=DIR")

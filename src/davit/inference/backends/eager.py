@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from davit.inference.backends.protocol import Kind
+from davit.inference.backends.protocol import Config, Kind
 from davit.models.detector import Detector
 from davit.models.upernet import Segmenter, SegmenterOutput
 from davit.preprocessing import Preprocessing
@@ -15,6 +15,7 @@ class EagerBackend:
     """A model in evaluation mode on a device of your choice.
 
     Attributes:
+        config: the model's.
         device: where it computes.
         kind: what the model does.
         preprocessing: the model's.
@@ -25,7 +26,7 @@ class EagerBackend:
         """Move the model to a device and into evaluation mode.
 
         Args:
-            model: with attributes `preprocessing` and `classes`, as `davit.load` and `create_model` make it.
+            model: with attributes `config`, `preprocessing` and `classes`, as `davit.load` and `create_model` make it.
             device: None takes the graphics card if there is one, else the CPU.
 
         Raises:
@@ -38,6 +39,7 @@ class EagerBackend:
                 "example to davit.preprocessing.Preprocessing.imagenet(224)"
             )
         self.device = choose_device(device)
+        self.config: Config = model.config  # type: ignore[bad-assignment]  # modules may have any attribute
         self.preprocessing = preprocessing
         self.classes: tuple[str, ...] = tuple(getattr(model, "classes", ()))
         self.kind: Kind = (
