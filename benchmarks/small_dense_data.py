@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--classes", help="file with a class name a line, for masks")
     parser.add_argument("--ignore", default="", help="labels that mean no class, for masks")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     overfit = options.what == "overfit"
     settings = settings_of(options.settings, OVERFIT if overfit else SEGMENT)
     name = "coco.mask_rcnn_1x" if overfit else "ade20k.upernet"
