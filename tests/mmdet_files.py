@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
+import davit
 from small_detectors import TINY
 
 CHANNELS, HIDDEN = 16, 24
@@ -82,3 +84,9 @@ def saved(state: Mapping[str, Tensor], path: Path, **meta: object) -> Path:
     optimizer = {"state": {0: {"step": 7, "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
     torch.save({"meta": about | meta, "state_dict": dict(state), "optimizer": optimizer}, path)
     return path
+
+
+def refused(state: Mapping[str, Tensor], message: str, folder: Path) -> None:
+    """See that such a file is refused with a message that names the tensor."""
+    with pytest.raises(ValueError, match=r"wrong\.pth: .*" + message):
+        davit.load(saved(state, folder / "wrong.pth"), window=7)

@@ -12,6 +12,9 @@ from davit.class_names import ADE20K
 from davit.data.index_png import read_mask
 from davit.data.masks import MaskFolder, mask_parts
 from davit.decoding import ImageError
+from davit.recipes import make_recipe
+from davit.records import assign
+from davit.train.sides import list_images
 from odd_pictures import scene
 
 LABELS = np.random.default_rng(0)
@@ -135,6 +138,21 @@ def test_other_labels_are_errors_unless_ignored(tmp_path: Path) -> None:
     assert MaskFolder(tmp_path, "train", ignore=(11, 12))[1][1][0, :3].tolist() == [255, 255, 255]
     with pytest.raises(ValueError, match="300"):
         MaskFolder(tmp_path, "train", ignore=(300,))
+
+
+def test_a_run_stops_before_its_first_step_where_labels_mean_nothing(tmp_path: Path) -> None:
+    recipe = assign(make_recipe("ade20k.upernet", "davit_pico", init=""), "data.root", str(tmp_path))
+    make(listed(tmp_path, "sky", "tree"), values=2)
+    assert len(list_images(recipe).train) == 3
+    masks = sorted((tmp_path / "train_masks").glob("*.png"))
+    stored = [np.asarray(Image.open(path)).copy() for path in masks]
+    write(masks[1], stored[1] + 1)  # counts from 1
+    with pytest.raises(ValueError, match=r"a1\.b\.png has the label 2"):
+        list_images(recipe)
+    for path, labels in zip(masks, stored, strict=True):
+        write(path, np.full_like(labels, 255))
+    with pytest.raises(ValueError, match="no pixel counts"):
+        list_images(recipe)
 
 
 def test_classes_of_a_model_are_matched_by_name(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
+from davit.models.class_map import class_map
 from davit.models.config import DaViTConfig
 from davit.models.segmenter_config import SegmenterConfig, UPerNetHead
 from davit.models.upernet import BatchNorm, ChannelDropout, Segmenter
@@ -253,3 +255,13 @@ def test_unknown_tensors_of_a_checkpoint_are_named() -> None:
         UPERNET.to_ours(theirs | {"backbone.main_blocks.0.0.0.attn.relative_position": torch.ones(1)})
     with pytest.raises(ValueError, match="without a place"):
         UPERNET.from_ours(segmenter().state_dict() | {"mask_head.conv.weight": torch.ones(1)})
+
+
+def test_large_pictures_are_mapped_some_classes_at_a_time_with_the_same_result(monkeypatch) -> None:
+    logits = torch.randn(11, 13, 17)
+    for resized, size in (((52, 68), (52, 68)), ((52, 68), (75, 101))):
+        large = F.interpolate(logits[None], resized, mode="bilinear", align_corners=False)
+        large = large if resized == size else F.interpolate(large, size, mode="bilinear", align_corners=False)
+        for values in (1, 3 * size[0] * size[1], 1 << 26):  # one class, three and all of them at a time
+            monkeypatch.setattr("davit.models.class_map._VALUES", values)
+            assert class_map(logits, resized, size).equal(large[0].argmax(0).to(torch.uint8))

@@ -167,17 +167,12 @@ def _load(checkpoint: str, variant: str | None, size: int | None, crop: float | 
 def _open(checkpoint: str, variant: str | None, size: int | None, device: str | None) -> "Backend":
     from davit.inference.backends.eager import EagerBackend
     from davit.inference.backends.onnx_header import is_onnx
-    from davit.inference.backends.opening import open_backend
-    from davit.models.davit import DaViT
-    from davit.models.dense import DenseBackbone
+    from davit.inference.backends.opening import load_with_head, open_backend
     from davit.preprocessing import Preprocessing
-    from davit.weights.load import load
 
     if is_onnx(checkpoint):
         return open_backend(checkpoint, variant=variant, device=device)
-    model = load(checkpoint, variant=variant)
-    if isinstance(model, (DaViT, DenseBackbone)):
-        raise ValueError(f"{checkpoint} is a backbone without a head, so it has no classes to score")
+    model = load_with_head(checkpoint, variant)
     if model.preprocessing is None:
         if size is None:
             raise ValueError(f"{checkpoint} does not say how images are prepared for it: give their side with --size")

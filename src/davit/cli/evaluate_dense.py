@@ -75,18 +75,14 @@ def evaluate_dense(
 
 def _detection(backend: "Backend", data: str, options: DenseOptions) -> "tuple[Any, DetectionMetric]":
     from davit.data.coco import CocoImages, find_coco
-    from davit.evaluation.coco import CocoMetric
     from davit.models.detector_config import DetectorConfig
-    from davit.tasks.detection import DetectionConfig, DetectionTask
+    from davit.tasks.detection import DetectionConfig, DetectionMetric, DetectionTask
 
     assert isinstance(backend.config, DetectorConfig)
     masks = backend.config.head.kind == "mask_rcnn"
     images = CocoImages(*find_coco(data).validation, masks=masks, classes=backend.classes or None)
     task = DetectionTask(DetectionConfig(masks=masks), images.classes, images.ground_truth(), images.category_ids)
-    metric = task.metric()
-    if options.allow_missing:
-        metric.coco = CocoMetric(task.ground_truth, images.category_ids, masks=masks, allow_missing=True)
-    return images, metric
+    return images, DetectionMetric(task, allow_missing=options.allow_missing)
 
 
 def _segmentation(backend: "Backend", data: str, options: DenseOptions) -> "tuple[Any, SegmentationMetric]":

@@ -15,8 +15,7 @@ from davit.data.coco_annotations import Category, is_inside
 from davit.data.coco_classes import is_placeholder
 from davit.data.coco_json import entries
 from davit.data.findings import CheckReport, Finding, Level
-from davit.data.folder import file_bytes
-from davit.data.image_facts import ImageFacts, measure
+from davit.data.image_facts import ImageFacts, PictureFiles, measure
 from davit.decoding import FORMATS, QUIET, show_path
 
 Progress = Callable[[int], object]  # is told how many images were looked at
@@ -47,22 +46,6 @@ class _Part:
         return Finding(level=level, kind=kind, file=show_path(self.files.annotations), message=message)
 
 
-class _Pictures:
-    """The files of a part's pictures."""
-
-    def __init__(self, part: _Part) -> None:
-        self.paths = [part.files.images / image.name for image in part.images.values()]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def file(self, index: int) -> tuple[str, bytes]:
-        return self.name(index), file_bytes(self.paths[index])
-
-    def name(self, index: int) -> str:
-        return show_path(self.paths[index])
-
-
 def check_coco(
     root: str | Path,
     *,
@@ -89,7 +72,7 @@ def check_coco(
     started(sum(len(part.images) for part in parts))
     facts: dict[str, list[tuple[str, ImageFacts]]] = {}
     for part in parts:
-        pictures = _Pictures(part)
+        pictures = PictureFiles([part.files.images / image.name for image in part.images.values()])
         facts[part.name] = []
         for fact in measure(pictures, decode=decode, workers=workers):
             facts[part.name].append(("", fact))

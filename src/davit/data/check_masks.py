@@ -8,8 +8,7 @@ from pathlib import Path, PurePosixPath
 from davit.data.check_images import all_image_findings
 from davit.data.check_mask_labels import label_findings, present_labels, read_labels
 from davit.data.findings import CheckReport, Finding, Level
-from davit.data.folder import file_bytes
-from davit.data.image_facts import ImageFacts, measure
+from davit.data.image_facts import ImageFacts, PictureFiles, measure
 from davit.data.mask_facts import MaskFacts, Pair, measure_masks
 from davit.data.masks import mask_parts
 from davit.decoding import SUFFIXES, show_path
@@ -43,7 +42,7 @@ class _Part:
 
     def measure(self, decode: bool, workers: int, progress: Progress) -> None:
         """Look into the files."""
-        for fact in measure(_Pictures(self.pictures), decode=decode, workers=workers):
+        for fact in measure(PictureFiles(self.pictures), decode=decode, workers=workers):
             self.facts.append(fact)
             progress(1)
         for mask in measure_masks(self.pairs, decode=decode, workers=workers):
@@ -55,22 +54,6 @@ class _Part:
         contents = {path: mask.content for (path, _), mask in zip(self.pairs, self.masks, strict=True)}
         pairs = zip(self.pictures, self.facts, strict=True)
         return [(f"mask {contents.get(path, '')[:8]}", fact) for path, fact in pairs]
-
-
-class _Pictures:
-    """The files of a part's pictures."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def file(self, index: int) -> tuple[str, bytes]:
-        return self.name(index), file_bytes(self.paths[index])
-
-    def name(self, index: int) -> str:
-        return show_path(self.paths[index])
 
 
 def check_masks(

@@ -2,16 +2,20 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from davit.data.folder import file_bytes
 from davit.data.loader import WORKER_TIMEOUT
 from davit.data.ranges import ShardError
-from davit.decoding import FORMATS, QUIET, ImageError, read_image
+from davit.decoding import FORMATS, QUIET, ImageError, read_image, show_path
+
+T = TypeVar("T")
 
 _IN_A_BATCH = 16
 
@@ -74,18 +78,47 @@ def measure(files: ImageFiles, *, decode: bool, workers: int) -> Iterator[ImageF
     Raises:
         ShardError: a shard cannot be read; one image file that cannot is a fault.
     """
+    for fact in in_order(_Facts(files, decode), workers):
+        if isinstance(fact, ShardError):
+            raise fact
+        yield fact
+
+
+def in_order(facts: Dataset[T], workers: int) -> Iterator[T]:
+    """Yield every item, made in `workers` processes (0: in this one)."""
     loader = DataLoader(
-        _Facts(files, decode),
+        facts,
         batch_size=_IN_A_BATCH,
         num_workers=workers,
         collate_fn=list,
         timeout=WORKER_TIMEOUT if workers else 0,
     )
     for batch in loader:
-        for fact in batch:
-            if isinstance(fact, ShardError):
-                raise fact
-            yield fact
+        yield from batch
+
+
+class PictureFiles:
+    """Picture files by their paths."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """List them."""
+        self.paths = paths
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self.paths)
+
+    def file(self, index: int) -> tuple[str, bytes]:
+        """Return what findings call a file, and its bytes.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self.name(index), file_bytes(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """Return what findings call a file."""
+        return show_path(self.paths[index])
 
 
 class _Facts(Dataset["ImageFacts | ShardError"]):

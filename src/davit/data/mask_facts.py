@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from davit.data.folder import file_bytes
-from davit.data.image_facts import ImageFacts, image_facts
+from davit.data.image_facts import ImageFacts, image_facts, in_order
 from davit.data.index_png import read_mask
-from davit.data.loader import WORKER_TIMEOUT
 from davit.decoding import FORMATS, MAX_PIXELS, QUIET, ImageError, show_path
 from davit.models.segmenter_config import IGNORED
 
-_IN_A_BATCH = 16
 _COLOURS = 256  # more are not counted
 _ORIENTATION = 0x0112
 Pair = tuple[Path, Path]  # a picture and its mask
@@ -50,15 +48,7 @@ def measure_masks(pairs: Sequence[Pair], *, decode: bool, workers: int) -> Itera
         decode: count the labels too; otherwise only bytes and headers are looked at.
         workers: number of processes.
     """
-    loader = DataLoader(
-        _Facts(pairs, decode),
-        batch_size=_IN_A_BATCH,
-        num_workers=workers,
-        collate_fn=list,
-        timeout=WORKER_TIMEOUT if workers else 0,
-    )
-    for batch in loader:
-        yield from batch
+    return in_order(_Facts(pairs, decode), workers)
 
 
 class _Facts(Dataset[MaskFacts]):

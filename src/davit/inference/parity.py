@@ -1,5 +1,6 @@
 """Whether an exported file computes what its model computes."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,8 +166,10 @@ def _detections(
         if ours.masks is not None and theirs.masks is not None:
             pairs["masks"] = (ours.masks, theirs.masks)
         for output, (a, b) in pairs.items():
-            largest = float((a[first] - b[second]).abs().max()) if len(first) else 0.0
+            largest = float((a[first] - b[second]).abs().nan_to_num(math.inf).max()) if len(first) else 0.0
             differences[output] = max(differences.get(output, 0.0), largest)
+        if (ours.masks is None) != (theirs.masks is None):
+            differences["masks"] = math.inf
         unmatched += _alone(ours, first, cut) + _alone(theirs, second, cut)
     objects = sum(len(one.scores) for one in wanted)
     masks = differences.get("masks", 0.0)

@@ -56,10 +56,11 @@ class DetectionMetric:
         coco: the counts behind it.
     """
 
-    def __init__(self, task: DetectionTask) -> None:
-        """Begin with no picture scored."""
+    def __init__(self, task: DetectionTask, *, allow_missing: bool = False) -> None:
+        """Begin with no picture scored; with `allow_missing` not all of them need to come."""
         self.classes = task.classes
-        self.coco = CocoMetric(task.ground_truth, task.category_ids, masks=task.config.masks)
+        masks = task.config.masks
+        self.coco = CocoMetric(task.ground_truth, task.category_ids, masks=masks, allow_missing=allow_missing)
 
     def update(self, outputs: Sequence[DetectorOutput], pictures: Sequence[Picture]) -> None:
         """Take the objects found in a batch, in the pixels of its images."""

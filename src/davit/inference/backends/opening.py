@@ -7,6 +7,7 @@ import torch
 from davit.inference.backends.eager import EagerBackend
 from davit.inference.backends.onnx_header import is_onnx
 from davit.inference.backends.protocol import Backend
+from davit.models.create import Model
 from davit.models.davit import DaViT
 from davit.models.dense import DenseBackbone
 from davit.weights.load import load
@@ -35,7 +36,17 @@ def open_backend(
         if variant is not None:
             raise ValueError(f"{source} says itself what it is; leave the variant out")
         return OnnxBackend(source, device=device)
+    return EagerBackend(load_with_head(source, variant), device)
+
+
+def load_with_head(source: str | Path, variant: str | None = None) -> Model:
+    """Load weights that give answers.
+
+    Raises:
+        ValueError: as `davit.load`, or a backbone without a head.
+        OSError: the file cannot be read.
+    """
     model = load(source, variant=variant)
     if isinstance(model, (DaViT, DenseBackbone)):
         raise ValueError(f"{source} is a backbone without a head; it gives features, not classes, boxes or masks")
-    return EagerBackend(model, device)
+    return model
