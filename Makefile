@@ -29,6 +29,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/small_variants.py
+	$(BIN)/python benchmarks/native_engine.py
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from davit.inference.optimize import optimize as optimize
     from davit.inference.predictor import Predictor as Predictor
     from davit.models.create import create_backbone as create_backbone
     from davit.models.create import create_model as create_model
@@ -22,10 +23,11 @@ _HOMES = {
     "create_model": "davit.models.create",
     "list_models": "davit.models.variants",
     "load": "davit.weights.load",
+    "optimize": "davit.inference.optimize",
     "save": "davit.weights.save",
 }
 
-__all__ = ["Predictor", "__version__", "create_backbone", "create_model", "list_models", "load", "save"]
+__all__ = ["Predictor", "__version__", "create_backbone", "create_model", "list_models", "load", "optimize", "save"]
 
 
 def __getattr__(name: str) -> Any:

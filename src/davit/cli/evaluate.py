@@ -5,13 +5,14 @@ import sys
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from davit.data.images import LabelledImages
     from davit.evaluation.accuracy import Accuracy
+    from davit.inference.backends.choosing import BackendName
     from davit.inference.backends.protocol import Backend
 
 _HELP = """Score a checkpoint on labelled images: one folder for each class, or shards. Detectors are scored on COCO
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
         batch_size: Annotated[int, arg(metavar="N")] = 32,
         workers: Annotated[int | None, arg(metavar="N")] = None,
         device: Annotated[str | None, arg(metavar="NAME")] = None,
+        backend: Literal["auto", "native", "eager"] = "eager",
         variant: Annotated[str | None, arg(metavar="NAME")] = None,
         class_list: Annotated[Path | None, arg(metavar="FILE")] = None,
         ignore: Annotated[tuple[int, ...], arg(metavar="LABEL...")] = (),
@@ -67,6 +69,8 @@ def main(arguments: list[str]) -> int:
             batch_size: Images computed at once.
             workers: Processes that decode images; the scores do not depend on it. By default one per CPU, 8 at most.
             device: cpu, cuda, cuda:1 and so on; by default the graphics card if there is one.
+            backend: What computes a checkpoint: eager is PyTorch, native our engine for CPUs, auto the faster of both
+                on this machine.
             variant: What CHECKPOINT is, where its tensors leave it open: a name of `davit models`.
             class_list: Names of the labels of index masks, a line each, where no classes.txt lies in DIR.
             ignore: Labels of index masks that stand for no class, beside 255.
@@ -82,12 +86,12 @@ def main(arguments: list[str]) -> int:
         from davit.cli.evaluate_views import parse_views
 
         views = parse_views(scales, flip, window, stride)
-        backend = _load(checkpoint, variant, size, crop, device)
-        if backend.kind != "classification":
+        opened = _load(checkpoint, variant, size, crop, device, backend)
+        if opened.kind != "classification":
             from davit.cli.evaluate_dense import DenseOptions, evaluate_dense
 
             return evaluate_dense(
-                backend,
+                opened,
                 checkpoint,
                 data,
                 DenseOptions(
@@ -103,12 +107,12 @@ def main(arguments: list[str]) -> int:
             )
         if not views.plain:
             raise ValueError("--scales, --flip and --window are for segmenters, and this is a classifier")
-        images = _images(data, backend, allow_missing)
+        images = _images(data, opened, allow_missing)
         left_out: list[str] | None = [] if allow_missing else None
-        metric = score(backend, images, batch_size=batch_size, workers=workers, left_out=left_out)
+        metric = score(opened, images, batch_size=batch_size, workers=workers, left_out=left_out)
         for fault in left_out or ():
             print(f"davit evaluate: left out: {fault}", file=sys.stderr)
-        return _print(_report(checkpoint, images, backend, metric, left_out or []), json, per_class)
+        return _print(_report(checkpoint, images, opened, metric, left_out or []), json, per_class)
 
     return tyro.cli(evaluate, prog="davit evaluate", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
 
@@ -153,9 +157,15 @@ def score(
     return metric
 
 
-def _load(checkpoint: str, variant: str | None, size: int | None, crop: float | None, device: str | None) -> "Backend":
+def _tell(choice: str) -> None:
+    print(f"davit evaluate: {choice}", file=sys.stderr)
+
+
+def _load(
+    checkpoint: str, variant: str | None, size: int | None, crop: float | None, device: str | None, name: "BackendName"
+) -> "Backend":
     """Open what is to be scored, with the preprocessing it is to be scored with."""
-    backend = _open(checkpoint, variant, size, device)
+    backend = _open(checkpoint, variant, size, device, name)
     preprocessing = backend.preprocessing
     if size is not None:
         long = round(size * preprocessing.size[1] / preprocessing.size[0]) if preprocessing.fit == "within" else size
@@ -164,20 +174,20 @@ def _load(checkpoint: str, variant: str | None, size: int | None, crop: float | 
     return backend
 
 
-def _open(checkpoint: str, variant: str | None, size: int | None, device: str | None) -> "Backend":
-    from davit.inference.backends.eager import EagerBackend
+def _open(checkpoint: str, variant: str | None, size: int | None, device: str | None, name: "BackendName") -> "Backend":
+    from davit.inference.backends.choosing import make_backend
     from davit.inference.backends.onnx_header import is_onnx
     from davit.inference.backends.opening import load_with_head, open_backend
     from davit.preprocessing import Preprocessing
 
     if is_onnx(checkpoint):
-        return open_backend(checkpoint, variant=variant, device=device)
+        return open_backend(checkpoint, variant=variant, device=device, backend=name)
     model = load_with_head(checkpoint, variant)
     if model.preprocessing is None:
         if size is None:
             raise ValueError(f"{checkpoint} does not say how images are prepared for it: give their side with --size")
         model.preprocessing = Preprocessing.imagenet(size, model.config.backbone.in_channels)
-    return EagerBackend(model, device)
+    return make_backend(model, name, device, tell=_tell)
 
 
 def _images(data: str, backend: "Backend", allow_missing: bool) -> "LabelledImages":

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 if TYPE_CHECKING:
     from davit.cli.drawn import Drawer
@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
         top: Annotated[int, arg(metavar="N")] = 5,
         batch_size: Annotated[int, arg(metavar="N")] = 16,
         device: Annotated[str | None, arg(metavar="NAME")] = None,
+        backend: Literal["auto", "native", "eager"] = "eager",
         variant: Annotated[str | None, arg(metavar="NAME")] = None,
         threshold: Annotated[float, arg(metavar="SCORE")] = 0.5,
         save: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
@@ -50,6 +51,8 @@ def main(arguments: list[str]) -> int:
             top: How many classes to name.
             batch_size: Images computed at once.
             device: cpu, cuda, cuda:1 and so on; by default the graphics card if there is one.
+            backend: What computes a checkpoint: eager is PyTorch, native our engine for CPUs, auto the faster of both
+                on this machine.
             variant: What MODEL is, where its tensors leave it open: a name of `davit models`.
             threshold: Objects that score less are neither told nor drawn.
             save: Draw objects and maps into this folder; with a detector also results.json, all objects in COCO's
@@ -60,13 +63,19 @@ def main(arguments: list[str]) -> int:
         from davit.inference.predictor import Predictor
 
         images = find_images(paths)
-        predictor = Predictor.load(model, variant=variant, batch_size=batch_size, device=device)
+        predictor = Predictor.load(
+            model, variant=variant, batch_size=batch_size, device=device, backend=backend, tell=_tell
+        )
         if not 0 <= threshold <= 1:
             raise ValueError(f"--threshold must lie in 0 to 1, got {threshold}")
         drawer = Drawer(save, threshold, predictor.backend) if save else None
         return _run(predictor.stream(images, top), images, json, threshold, drawer)
 
     return tyro.cli(predict, prog="davit predict", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
+
+
+def _tell(choice: str) -> None:
+    print(f"davit predict: {choice}", file=sys.stderr)
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:

@@ -1,6 +1,6 @@
 """Pictures to classes, objects or maps, as the model has it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from davit.decoding import ImageError, as_shown, read_image
-from davit.inference.backends.eager import EagerBackend
+from davit.inference.backends.choosing import BackendName, make_backend
 from davit.inference.backends.opening import open_backend
 from davit.inference.backends.protocol import Backend
 from davit.inference.results import Prepared, Result, read_outputs
@@ -25,6 +25,7 @@ class Predictor:
         *,
         batch_size: int = 16,
         device: str | torch.device | None = None,
+        backend: BackendName = "eager",
     ) -> None:
         """Predict with a model, which is moved to the device and into evaluation mode, or with a backend.
 
@@ -32,13 +33,15 @@ class Predictor:
             model: a classifier, detector or segmenter with its preprocessing, or a ready backend.
             batch_size: images computed at once.
             device: for models; None takes the graphics card if there is one.
+            backend: what computes a model: "eager" is PyTorch, "native" our engine for CPUs, "auto" the faster of the
+                two, measured on the first batch and remembered on this machine.
 
         Raises:
-            ValueError: a model without preprocessing, an unusable device, or a batch size below 1.
+            ValueError: a model without preprocessing, an unusable device or backend, or a batch size below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.backend: Backend = EagerBackend(model, device) if isinstance(model, nn.Module) else model
+        self.backend: Backend = make_backend(model, backend, device) if isinstance(model, nn.Module) else model
         self.batch_size = batch_size
 
     @classmethod
@@ -49,14 +52,19 @@ class Predictor:
         variant: str | None = None,
         batch_size: int = 16,
         device: str | torch.device | None = None,
+        backend: BackendName = "eager",
+        tell: Callable[[str], None] | None = None,
     ) -> "Predictor":
         """Predict with a checkpoint, with public weights by name (see `davit.load`), or with a file of `davit export`.
 
+        `backend` is what computes a checkpoint; `tell` is called with one line once "auto" has chosen.
+
         Raises:
-            ValueError: unknown or unusable weights, or a backbone without a head.
+            ValueError: unknown or unusable weights, a backbone without a head, or an unusable device or backend.
             OSError: the file cannot be read.
         """
-        return cls(open_backend(source, variant=variant, device=device), batch_size=batch_size)
+        opened = open_backend(source, variant=variant, device=device, backend=backend, tell=tell)
+        return cls(opened, batch_size=batch_size)
 
     def __call__(self, images: Picture | Iterable[Picture], top: int = 5) -> list[Result]:
         """Return what the model finds in each image, in order.

@@ -1,0 +1,1 @@
+"""A model's forward in C++, compiled for this machine on first use."""

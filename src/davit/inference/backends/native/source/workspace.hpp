@@ -1,0 +1,141 @@
+// The memory of a forward pass: how it is cut into strips, and how much that takes.
+#pragma once
+
+#include <algorithm>
+#include <array>
+
+#include "channel_attention.hpp"
+#include "embedding.hpp"
+#include "memory.hpp"
+#include "model.hpp"
+#include "windows.hpp"
+
+namespace davit {
+
+constexpr int STRIP = 37632;      // channels times tokens of a strip: with what is made of them about half a MiB
+constexpr int HIDDEN_PANELS = 16; // of an MLP's hidden channels computed at once
+constexpr int EMBED_TOKENS = 112;
+constexpr int MERGE_TOKENS = 98;
+constexpr int FEW_TOKENS = 64;    // for each thread; below, threads share out channels instead of tokens
+
+inline std::array<Map, STAGES> maps_of(const Model& model, int batch, int height, int width) {
+  std::array<Map, STAGES> maps;
+  for (int s = 0; s < STAGES; ++s) {
+    const int stride = s ? 2 : PATCH_STRIDE;
+    height = divide_up(height, stride);
+    width = divide_up(width, stride);
+    maps[s] = {batch, height, width, model.stages[s].width};
+  }
+  return maps;
+}
+
+// How the blocks of one stage are computed.
+struct StagePlan {
+  Map map;
+  bool wide;      // all tokens together, channels shared out
+  Windows windows;
+  Cut window_strips;   // windows, over all images
+  Cut channel_strips;  // rows of one image
+  Cut mlp_strips;      // rows, over all images
+  int hidden;          // channels of an MLP computed at once
+  int hidden_panels;
+
+  StagePlan(const Map& stage, const Stage& weights, int side, int threads) : map(stage), windows{stage, side} {
+    const int tokens = std::max(1, STRIP / map.channels), rows = std::max(1, tokens / map.width);
+    wide = map.tokens() <= static_cast<size_t>(FEW_TOKENS) * threads;
+    window_strips = cut(windows.count(), std::max(1, tokens / std::max(1, windows.tokens(0))), threads);
+    channel_strips = cut(map.height, rows, divide_up(threads, map.batch));
+    mlp_strips = cut(map.batch * map.height, rows, threads);
+    const Linear& fc1 = weights.blocks[0].fc1;
+    hidden_panels = wide ? fc1.panels() : std::min(HIDDEN_PANELS, fc1.panels());
+    hidden = wide ? fc1.vectors * LANES : std::min(fc1.vectors * LANES, HIDDEN_PANELS * 3 * LANES);
+  }
+  size_t window_tokens() const {  // of the largest strip
+    size_t most = 0;
+    for (int s = 0; s < window_strips.count; ++s) {
+      most = std::max(most, windows.before(window_strips.end(s)) - windows.before(window_strips.begin(s)));
+    }
+    return most;
+  }
+  size_t channel_tokens() const { return static_cast<size_t>(channel_strips.size) * map.width; }
+  size_t mlp_tokens() const { return static_cast<size_t>(mlp_strips.size) * map.width; }
+};
+
+// What a block computes with, for the tokens of one strip, or for all of them where channels are shared out.
+struct BlockScratch {
+  float* y = nullptr;       // normed tokens, then what they attended to
+  float* qkv = nullptr;     // query, key and value; or query and key
+  float* hidden = nullptr;
+  float** places = nullptr;
+
+  BlockScratch(Pieces& pieces, const StagePlan& plan, size_t tokens) {
+    const size_t C = plan.map.channels;
+    y = pieces.floats(tokens * C);
+    qkv = pieces.floats(tokens * std::max<size_t>(3 * C, plan.hidden));  // the MLP comes after the attention
+    hidden = qkv;
+    places = pieces.of<float*>(tokens);
+  }
+};
+
+struct Workspace {
+  float* maps[2] = {};
+  float* values = nullptr;    // of channel attention; and the normed map under a merge
+  float* logits = nullptr;    // of channel attention, strip after strip
+  float* affinity = nullptr;  // (B, C, 32)
+  float* pooled = nullptr;    // (B, C)
+  float* shared = nullptr;    // scratch of blocks whose channels are shared out
+  float* own = nullptr;       // scratch of each thread
+  size_t own_floats = 0;
+  size_t used = 0;
+
+  // With pieces of nothing, only `used` is worth knowing.
+  Workspace(Pieces pieces, const Model& model, const std::array<Map, STAGES>& stages, int threads) {
+    size_t map = 0, value = 0, logit = 0, relation = 0, common = 0, own_most = embed_scratch(model);
+    for (int s = 0; s < STAGES; ++s) {
+      const StagePlan plan(stages[s], model.stages[s], model.window, threads);
+      const size_t B = plan.map.batch, C = plan.map.channels;
+      map = std::max(map, plan.map.floats());
+      value = std::max(value, plan.map.floats());
+      if (s) value = std::max(value, model.stages[s].merge.padded(stages[s - 1]).floats());
+      logit = std::max(logit, B * plan.channel_strips.count * C * HEAD);
+      relation = std::max(relation, B * C * HEAD);
+      own_most = std::max(own_most, strip_scratch(plan, model.window));
+      if (plan.wide) {
+        Pieces counted;
+        BlockScratch(counted, plan, plan.map.tokens());
+        common = std::max(common, counted.used());
+      }
+    }
+    value = std::max(value, static_cast<size_t>(stages[3].batch) * model.head.vectors * LANES);  // and of the head
+    maps[0] = pieces.floats(map);
+    maps[1] = pieces.floats(map);
+    values = pieces.floats(value);
+    logits = pieces.floats(logit);
+    affinity = pieces.floats(relation);
+    pooled = pieces.floats(static_cast<size_t>(stages[3].batch) * stages[3].channels);
+    shared = pieces.floats(common);
+    own_floats = round_up(own_most, LARGE_PAGE / sizeof(float) / 512);  // whole small pages: no line is shared
+    own = pieces.floats(own_floats * threads);
+    used = pieces.used();
+  }
+
+  float* of_thread(int thread) const { return own + own_floats * thread; }
+
+ private:
+  static size_t embed_scratch(const Model& model) {
+    Pieces pieces;
+    pieces.floats(static_cast<size_t>(EMBED_TOKENS) * model.patch.inputs);
+    pieces.of<const float*>(MERGE_TOKENS);
+    return pieces.used();
+  }
+  static size_t strip_scratch(const StagePlan& plan, int side) {
+    Pieces pieces;
+    AttentionScratch(pieces, side * side);
+    if (!plan.wide) {
+      BlockScratch(pieces, plan, std::max({plan.window_tokens(), plan.channel_tokens(), plan.mlp_tokens()}));
+    }
+    return pieces.used();
+  }
+};
+
+}  // namespace davit

@@ -1,0 +1,197 @@
+"""The kernels of the native engine, each against its module of the reference model in float64."""
+
+import ctypes
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from davit.inference.backends.native.build import FLAGS, SOURCE, compile_library, find_compiler
+from davit.inference.backends.native.weights import fold_norm, merge_tensors, position_tensors
+from davit.models.attention import channel_attention
+from davit.models.blocks import ConvPositionEncoding, Mlp
+from davit.models.davit import Downsample, PatchEmbed
+
+# The processor's own, and the narrower vectors of lesser ones, as far as this one can run them.
+TARGETS = {"native": "-march=native", "avx2": "-mavx2 -mfma -mno-avx512f", "plain": "-march=x86-64"}
+X86 = os.uname().machine == "x86_64"
+
+
+@pytest.fixture(scope="module", params=TARGETS if X86 else ["native"])
+def kernels(request, tmp_path_factory) -> ctypes.CDLL:
+    if request.param == "avx2" and " avx2 " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no AVX2")
+    flags = [flag for flag in FLAGS if flag != "-march=native"] + TARGETS[request.param].split()
+    path = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    compile_library(SOURCE / "kernels.cpp", path, find_compiler(), ["-O1" if flag == "-O3" else flag for flag in flags])
+    return ctypes.CDLL(str(path))
+
+
+def call(function, *arguments) -> int:
+    """Pass tensors by their address, and keep them alive meanwhile."""
+    held = [a.contiguous().float() if isinstance(a, Tensor) and a.dtype == torch.float64 else a for a in arguments]
+    return function(*(ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in held))
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float = 2e-6) -> None:
+    """Judge by the size of what is compared; a NaN is never close."""
+    wanted = wanted.detach()
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().max()) <= tolerance * max(1.0, float(wanted.abs().max()))
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Weights that matter, in float64; PyTorch's norms begin as nothing."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 2
+            parameter.copy_(torch.randn_like(parameter) * fan_in**-0.5)
+    return module.double().eval()
+
+
+def test_exp_and_gelu_are_as_exact_as_pytorchs(kernels):
+    x = torch.cat((torch.linspace(-12, 12, 4000), torch.tensor([-1e4, 1e4, -0.0, 1e-30] * 4)))
+    found = torch.empty_like(x)
+    call(kernels.test_gelu, x, len(x), found)
+    exact = F.gelu(x.double())
+    assert float((found - exact).abs().max()) <= 1.5 * float((F.gelu(x) - exact).abs().max())
+    assert found[x == -1e4].eq(0).all()
+    x = -x.abs()
+    call(kernels.test_exp_negative, x, len(x), found)
+    exact = x.double().exp()
+    assert float(((found - exact).abs() / (exact + 1e-30)).max()) < 3e-7
+
+
+def test_functions_pass_on_what_is_no_number(kernels):
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0] * 4)
+    found = torch.empty_like(x)
+    call(kernels.test_gelu, x, len(x), found)
+    torch.testing.assert_close(found, F.gelu(x.double()).float(), equal_nan=True)
+    x = torch.tensor([float("nan"), -float("inf"), -200.0, 0.0] * 4)
+    call(kernels.test_exp_negative, x, len(x), found)
+    torch.testing.assert_close(found, x.exp(), equal_nan=True)
+
+
+def test_transpose(kernels):
+    lanes = kernels.test_lanes()
+    square, found = torch.randn(lanes, lanes), torch.empty(lanes, lanes)
+    call(kernels.test_transpose, square, found)
+    assert found.equal(square.T)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 49, 61])
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 32), (147, 96), (33, 10), (300, 200), (800, 4), (5, 64)])
+def test_linear(kernels, rows, inputs, outputs):
+    x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs) * inputs**-0.5
+    bias, before = torch.randn(outputs), torch.randn(rows, outputs)
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    for finish, wanted in enumerate((exact, before + exact, F.gelu(exact))):
+        found = before.clone()
+        call(kernels.test_linear, weight, bias, inputs, outputs, x, rows, finish, found)
+        close(found, wanted, 5e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (6, 1), (2, 2), (5, 9)])
+def test_position_encoding_and_norm(kernels, height, width):
+    position = randomise(ConvPositionEncoding(64))
+    x = torch.randn(3, height, width, 64)
+    taps, bias = position_tensors(position)
+    out, y = torch.empty_like(x), torch.empty_like(x)
+    call(kernels.test_gather_rows, x, 3, height, width, 64, taps.detach(), bias.detach(), out, y)
+    wanted = position(x.double())
+    close(out, wanted)
+    close(y, F.layer_norm(wanted, (64,)), 1e-5)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(7, 7, 7), (9, 16, 5), (3, 4, 7), (4, 4, 1)])
+def test_windows_are_gathered_in_order(kernels, height, width, side):
+    position = randomise(ConvPositionEncoding(32))
+    x = torch.randn(2, height, width, 32)
+    stream = position(x.double())
+    numbers = torch.arange(2 * height * width, dtype=torch.float64).view(2, height, width)
+    windows = [
+        numbers[b, y : y + side, x : x + side].flatten()
+        for b in range(2)
+        for y in range(0, height, side)
+        for x in range(0, width, side)
+    ]
+    taps, bias = (tensor.detach() for tensor in position_tensors(position))
+    for begin, end in ((0, len(windows)), (len(windows) // 2, len(windows)), (1, min(3, len(windows)))):
+        out, y = torch.zeros_like(x), torch.zeros_like(x).flatten(0, 2)
+        places = torch.zeros(len(y), dtype=torch.int64)
+        arguments = (x, 2, height, width, 32, side, begin, end, taps, bias, out, y, places)
+        count = call(kernels.test_gather_windows, *arguments)
+        wanted = torch.cat([numbers.new_empty(0), *windows[begin:end]]).long()
+        assert count == len(wanted)
+        assert (places[:count] // 32).equal(wanted)
+        close(y[:count], F.layer_norm(stream.flatten(0, 2)[wanted], (32,)), 1e-5)
+        close(out.flatten(0, 2)[wanted], stream.flatten(0, 2)[wanted])
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16, 48, 49, 144, 256])
+@pytest.mark.parametrize("padded", [0, 1, 30])
+def test_window_attention(kernels, tokens, padded):
+    q, k, v = (torch.randn(tokens, 32) * 2 for _ in range(3))
+    padded_key, padded_value = torch.randn(2, 32)
+    found = torch.empty(tokens, 32)
+    call(kernels.test_window_attention, q, k, v, tokens, padded, padded_key, padded_value, found)
+    keys, values = torch.cat((k, padded_key.expand(padded, 32))), torch.cat((v, padded_value.expand(padded, 32)))
+    wanted = F.scaled_dot_product_attention(q[None].double(), keys[None].double(), values[None].double(), scale=1.0)
+    close(found, wanted[0], 1e-5)
+
+
+def test_window_attention_among_logits_far_below_zero(kernels):
+    """The columns that fill up a vector must not join in."""
+    q, k, v = -torch.full((3, 32), 4.0), torch.full((3, 32), 3.0), torch.randn(3, 32)
+    found = torch.empty(3, 32)
+    call(kernels.test_window_attention, q, k, v, 3, 0, k[0], v[0], found)
+    close(found, v.mean(0).expand(3, 32), 1e-6)
+
+
+@pytest.mark.parametrize(("tokens", "parts"), [(1, 1), (7, 1), (49, 1), (100, 4), (1500, 5)])
+def test_channel_attention(kernels, tokens, parts):
+    q, k, v = (torch.randn(tokens, 32) for _ in range(3))
+    found = torch.empty(tokens, 32)
+    scale = tokens**-0.5
+    call(kernels.test_channel_attention, q, k, v, tokens, parts, ctypes.c_float(scale), found)
+    wanted = channel_attention(*(x.double()[None, None] for x in (q, k, v)), scale)
+    close(found, wanted[0, 0], 1e-5)
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(1, 1, 3), (2, 9, 1), (13, 30, 3), (32, 33, 5)])
+def test_patch_embedding(kernels, height, width, channels):
+    module = randomise(PatchEmbed(channels, 64))
+    images = torch.randn(2, channels, height, width)
+    wanted = module(images.double())
+    found = torch.empty(wanted.shape)
+    weights = [module.proj.weight.flatten(1), module.proj.bias, module.norm.weight, module.norm.bias]
+    weights = [weight.detach() for weight in weights]
+    call(kernels.test_embed, images, 2, channels, height, width, 64, *weights, found)
+    close(found, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (1, 6), (5, 4), (7, 7), (9, 14)])
+def test_patch_merging(kernels, kernel, height, width):
+    module = randomise(Downsample(32, 96, kernel))
+    x = torch.randn(2, height, width, 32)
+    wanted = module(x.double())
+    found = torch.empty(wanted.shape)
+    weights = [module.norm.weight, module.norm.bias, *merge_tensors(module)]
+    call(kernels.test_merge, x, 2, height, width, 32, 96, kernel, *(weight.detach() for weight in weights), found)
+    close(found, wanted, 1e-5)
+
+
+def test_norm_folded_into_the_mlp_behind_it(kernels):
+    norm, mlp = randomise(nn.LayerNorm(64)), randomise(Mlp(64, 150))
+    x = torch.randn(20, 64)
+    wanted = mlp(norm(x.double()))
+    normed = F.layer_norm(x, (64,))
+    weight, bias = (tensor.detach() for tensor in fold_norm(norm, mlp.fc1.weight, mlp.fc1.bias))
+    hidden, found = torch.empty(20, 150), torch.empty(20, 64)
+    call(kernels.test_linear, weight, bias, 64, 150, normed, 20, 2, hidden)
+    call(kernels.test_linear, mlp.fc2.weight.detach(), mlp.fc2.bias.detach(), 150, 64, hidden, 20, 0, found)
+    close(found, wanted, 1e-5)
