@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from davit.data.detection_transforms import DetectionAugmentation
 from davit.models.config import DaViTConfig
 from davit.recipes import make_recipe
 from davit.records import assign
-from davit.tasks.detection import DetectionConfig
 from davit.train.build import build_model
 from davit.train.distributed import World
 from davit.train.recipe import Recipe
@@ -77,18 +77,18 @@ def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def tiny_dense_recipe(name: str, **settings: str) -> Recipe:
-    """`digits.detection`, `digits.segmentation` or `retinanet` with a very small model and thirty scenes."""
+    """A recipe of digit scenes with a very small model, on thirty scenes of 128 pixels."""
     torch.set_num_threads(1)
-    recipe = make_recipe("digits.detection" if name == "retinanet" else name)
+    recipe = make_recipe(name)
     model, data = recipe.model, recipe.data
+    if isinstance(data.augmentation, DetectionAugmentation):
+        augmentation = replace(data.augmentation, short_sides=(128,), longest=128, crop_short_sides=(128,))
+        data = replace(data, image_size=128, longest=128, augmentation=augmentation)
     small = (
         {"channels": 16, "auxiliary_channels": 8} if name == "digits.segmentation" else {"channels": 16, "hidden": 32}
     )
     assert model.head is not None
     head = replace(model.head, **small)
-    if name == "retinanet":
-        head = replace(head, kind="retinanet", anchor_scale=2.0)
-        recipe = replace(recipe, task=DetectionConfig(masks=False))
     recipe = replace(
         recipe,
         model=replace(model, backbone=replace(TINY, in_channels=3, window=4), head=head),

@@ -19,7 +19,7 @@ def scenarios(*, shards: bool) -> list[dict]:
     found = [
         scenario("detection", "digits.detection"),
         scenario("parts", "digits.detection", runtime__accumulate="3"),
-        scenario("retinanet", "retinanet"),
+        scenario("retinanet", "digits.retinanet"),
         scenario("segmentation", "digits.segmentation"),
     ]
     if not shards:

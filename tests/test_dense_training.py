@@ -19,8 +19,8 @@ from davit.train.stop import TrainingStoppedError
 from davit.weights.save import save
 from runs import make_trainer, states_equal, stop_after, tiny_dense_recipe, weights_of
 
-NAMES = ("digits.detection", "retinanet", "digits.segmentation")
-SCORES = {"digits.detection": "mask_ap", "retinanet": "box_ap", "digits.segmentation": "miou"}
+NAMES = ("digits.detection", "digits.retinanet", "digits.segmentation")
+SCORES = {"digits.detection": "mask_ap", "digits.retinanet": "box_ap", "digits.segmentation": "miou"}
 
 
 @pytest.mark.parametrize("steps", [3, 7])

@@ -21,7 +21,7 @@ from runs import make_trainer, tiny_dense_recipe, tiny_recipe
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS, SAVED = 100, 60
-DENSE, DENSE_STEPS, ALIKE = ("digits.detection", "retinanet", "digits.segmentation"), 20, 5
+DENSE, DENSE_STEPS, ALIKE = ("digits.detection", "digits.retinanet", "digits.segmentation"), 20, 5
 SMALL = DaViTConfig(
     in_channels=1, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), head_width=8, mlp_ratio=2, window=3, drop_path=0.1
 )

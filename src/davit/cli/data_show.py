@@ -15,7 +15,7 @@ with boxes, masks and classes where there are any.
   davit data show flowers finetune data.augmentation.rand_augment=rand-m9-mstd0.5-inc1 --out sheet.png
 """
 
-BUILTIN = ("digits", "digits.detection", "digits.segmentation")
+BUILTIN = ("digits", "digits.detection", "digits.retinanet", "digits.segmentation")
 DENSE = ("coco.", "ade20k.", "digits.")
 
 

@@ -11,7 +11,7 @@ from davit.models.detect_boxes import Anchors, clip, decode, encode, inside, sel
 from davit.models.detect_matching import NEITHER, match
 from davit.models.detections import DetectorOutput
 from davit.models.detector_config import DetectorHead
-from davit.models.layers import PriorConv2d, SmallConv2d
+from davit.models.layers import PriorConv2d, RectifiedConv2d, SmallConv2d
 from davit.structures import Instances
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -38,8 +38,9 @@ class RetinaNet(nn.Module):
         scales = tuple(config.base_scale * step for step in OCTAVE)
         self.anchors = Anchors(strides=STRIDES, scales=scales, ratios=config.anchor_ratios)
         channels, anchors = config.channels, self.anchors.per_position
-        self.class_convs = nn.ModuleList(SmallConv2d(channels, channels, 3, padding=1) for _ in range(CONVS))
-        self.box_convs = nn.ModuleList(SmallConv2d(channels, channels, 3, padding=1) for _ in range(CONVS))
+        layer = RectifiedConv2d if config.kept_variance else SmallConv2d
+        self.class_convs = nn.ModuleList(layer(channels, channels, 3, padding=1) for _ in range(CONVS))
+        self.box_convs = nn.ModuleList(layer(channels, channels, 3, padding=1) for _ in range(CONVS))
         self.classify = PriorConv2d(channels, anchors * num_classes, 3, padding=1)
         self.regress = SmallConv2d(channels, anchors * 4, 3, padding=1)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 RECIPES = {
     "digits": "davit.recipes.digits",
     "digits.detection": "davit.recipes.digits",
+    "digits.retinanet": "davit.recipes.digits",
     "digits.segmentation": "davit.recipes.digits",
     "finetune": "davit.recipes.finetune",
     "imagenet.davit_tiny": "davit.recipes.imagenet",

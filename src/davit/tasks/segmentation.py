@@ -76,7 +76,7 @@ class SegmentationTask:
 
 def pixel_loss(logits: Tensor, classes: Tensor, weights: Sequence[float] = ()) -> Tensor:  # (B, K, h, w), (B, H, W)
     """Cross-entropy at the size of the labels, a mean over all pixels; logits are interpolated to it."""
-    large = F.interpolate(logits.float(), classes.shape[-2:], mode="bilinear", align_corners=False)
+    large = F.interpolate(logits.float().contiguous(), classes.shape[-2:], mode="bilinear", align_corners=False)
     weight = large.new_tensor(weights) if weights else None
     return F.cross_entropy(large, classes, weight, ignore_index=IGNORED, reduction="sum") / classes.numel()
 
