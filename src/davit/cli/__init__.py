@@ -10,7 +10,7 @@ VERBS = {
     "evaluate": "score a checkpoint on labelled images",
     "predict": "name what is in images",
     "data": "check, show or shard images",
-    "benchmark": "measure how fast data is loaded",
+    "benchmark": "measure how fast data is loaded and models compute",
     "convert": "turn a checkpoint into another format",
     "export": "turn a checkpoint into a file that other engines run, and prove that it computes the same",
     "models": "list models and public weights",

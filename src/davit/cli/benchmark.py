@@ -20,17 +20,29 @@ Training waits for data where the loader gives fewer images per second than the 
 """
 
 
-def main(arguments: list[str]) -> int:
-    """Run the verb."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: davit benchmark data DIR [RECIPE] [FIELD=VALUE...]\n\ndavit benchmark data --help tells more.")
-        return 0 if arguments else 2
-    subject, *rest = arguments
-    if subject != "data":
-        from davit.naming import unknown_name
+VERBS = {
+    "data": "how fast images are loaded",
+    "models": "how fast models compute, by each backend",
+}
 
-        raise unknown_name("verb of benchmark", subject, ["data"])
-    return _data(rest)
+
+def main(arguments: list[str]) -> int:
+    """Run one verb of this verb."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = ["usage: davit benchmark VERB [options]", "", "How fast things are here.", "", "verbs:"]
+        lines += [f"  {verb:<6} {text}" for verb, text in VERBS.items()]
+        print("\n".join([*lines, "", "davit benchmark VERB --help tells more."]))
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb == "data":
+        return _data(rest)
+    if verb == "models":
+        from davit.cli.benchmark_models import main as models
+
+        return models(rest)
+    from davit.naming import unknown_name
+
+    raise unknown_name("verb of benchmark", verb, VERBS)
 
 
 def _data(arguments: list[str]) -> int:

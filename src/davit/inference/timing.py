@@ -1,0 +1,294 @@
+"""How fast backends compute, in turns and beside the machine's own matrix product; and what memory that takes."""
+
+import ctypes
+import gc
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from davit.inference.backends.choosing import BackendName, make_backend
+from davit.inference.backends.onnx_header import is_onnx
+from davit.inference.backends.opening import load_with_head
+from davit.inference.backends.protocol import Backend, Config
+from davit.models.complexity import count_macs
+from davit.models.config import ClassifierConfig
+from davit.models.create import create_model, make_model
+from davit.models.segmenter_config import SegmenterConfig
+from davit.models.variants import VARIANTS
+from davit.preprocessing import Preprocessing
+
+ONNX = "onnx"  # what computes a file of `davit export`
+SIDE = 2048  # of the matrices
+LEAST_ROUNDS = 3
+TURN = 0.1  # seconds that a turn lasts at least; quick models are called many times in it
+PRODUCTS = 2  # in each round, of which the faster counts
+CALLS = 3  # while memory is watched
+USUAL = 224  # pixels, for weights that do not say how images are prepared for them
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """A turn of every candidate, one after the other.
+
+    Attributes:
+        product: seconds of the matrix product.
+        turns: seconds of each call in the turn of each candidate.
+    """
+
+    product: float
+    turns: Mapping[Any, Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A value of each round: the median, the least and the most."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Sum up."""
+        return cls(median=statistics.median(values), least=min(values), most=max(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a candidate computes a batch.
+
+    Attributes:
+        images_per_second: from the mean time of a call in each round.
+        milliseconds: of all calls, percentiles "p50", "p90" and "p99".
+        times_first: speed over that of the first candidate in the same round; over 1 is faster.
+        share_of_peak: multiply-adds per second over those of the matrix product in the same round; None where the
+            multiply-adds are not known.
+        peak: of the matrix product, in floating-point operations per second.
+        rounds: how many there were.
+        calls: in all of them.
+    """
+
+    images_per_second: Spread
+    milliseconds: dict[str, float]
+    times_first: Spread
+    share_of_peak: Spread | None
+    peak: Spread
+    rounds: int
+    calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that a process has resident: Python and PyTorch, weights, activations.
+
+    Attributes:
+        imported: before the model is opened.
+        opened: once it is ready, what opening left over given back.
+        peak: the most while it computes.
+        on_card: the most that tensors take on the graphics card while it computes; None on the CPU.
+    """
+
+    imported: int
+    opened: int
+    peak: int
+    on_card: int | None = None
+
+
+def open_candidates(source: str, backends: Sequence[BackendName], device: torch.device) -> dict[str, Backend]:
+    """Put one model behind each backend; a file of `davit export` has its own.
+
+    Args:
+        source: a name of `davit models`, with fresh weights for a variant, or a file.
+        backends: what computes it, see `make_backend`.
+        device: where to compute.
+
+    Raises:
+        ValueError: an unknown name, unusable weights, or a backend that cannot be had.
+        OSError: the file cannot be read.
+    """
+    if is_onnx(source):
+        from davit.inference.backends.onnx_runtime import OnnxBackend
+
+        return {ONNX: OnnxBackend(source, device=device)}
+    model = create_model(source) if source in VARIANTS else load_with_head(source)
+    if model.preprocessing is None:  # its size is all that is of use here
+        model.preprocessing = Preprocessing.imagenet(USUAL, model.config.backbone.in_channels)
+    try:
+        return {name: make_backend(model.eval(), name, device) for name in backends}
+    except ValueError as error:
+        if source in str(error):
+            raise
+        raise ValueError(f"{source}: {error}") from error
+
+
+def caller(backend: Backend, batch: int, height: int, width: int) -> Callable[[], object]:
+    """A call of a backend on noise that lies where it computes; it ends when the answer is there."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, backend.config.backbone.in_channels, height, width)
+    images = torch.randn(shape, generator=generator).to(backend.device)
+    return partial(_finish, lambda: backend(images), backend.device)
+
+
+def take_turns(calls: Mapping[Any, Callable[[], object]], device: torch.device, seconds: float = 5.0) -> list[Round]:
+    """Call the candidates in rounds, each for a turn, after one call of each that does not count.
+
+    Args:
+        calls: the candidates by name.
+        device: where the matrix product of each round is computed, in float32.
+        seconds: how long to go on at least; never fewer than three rounds.
+    """
+    square = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
+    product = partial(_finish, lambda: square @ square, device)
+    for call in (product, *calls.values()):
+        call()
+    rounds: list[Round] = []
+    started = time.perf_counter()
+    while len(rounds) < LEAST_ROUNDS or time.perf_counter() - started < seconds:
+        fastest = min(_timed(product) for _ in range(PRODUCTS))
+        rounds.append(Round(product=fastest, turns={name: _turn(call) for name, call in calls.items()}))
+    return rounds
+
+
+def summarise(rounds: Sequence[Round], name: object, first: object, batch: int, macs: int | None) -> Speed:
+    """Sum up the rounds of one candidate.
+
+    Args:
+        rounds: of all candidates.
+        name: which one.
+        first: the candidate that it is compared with.
+        batch: images in a call.
+        macs: multiply-adds of an image, where known.
+    """
+    calls = [seconds for one in rounds for seconds in one.turns[name]]
+    means = [statistics.fmean(one.turns[name]) for one in rounds]
+    ratios = [statistics.fmean(one.turns[first]) / mean for one, mean in zip(rounds, means, strict=True)]
+    peaks = [2 * SIDE**3 / one.product for one in rounds]
+    shares = [2 * batch * (macs or 0) / mean / peak for mean, peak in zip(means, peaks, strict=True)]
+    percentiles = np.percentile(calls, (50, 90, 99)).tolist()
+    return Speed(
+        images_per_second=Spread.of([batch / mean for mean in means]),
+        milliseconds={f"p{p}": 1e3 * value for p, value in zip((50, 90, 99), percentiles, strict=True)},
+        times_first=Spread.of(ratios),
+        share_of_peak=None if macs is None else Spread.of(shares),
+        peak=Spread.of(peaks),
+        rounds=len(rounds),
+        calls=len(calls),
+    )
+
+
+def multiply_adds(config: Config, height: int, width: int) -> int | None:
+    """Multiply-adds of one image; None for detectors, whose work depends on what they find."""
+    if isinstance(config, ClassifierConfig):
+        return count_macs(config.backbone, height, width, config.num_classes)
+    if not isinstance(config, SegmenterConfig):
+        return None
+    from torch.utils.flop_counter import FlopCounterMode  # its imports would be in what `measure_memory` finds
+
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        make_model(config).eval()(torch.empty(1, config.backbone.in_channels, height, width))
+    return counter.get_total_flops() // 2
+
+
+def measure_memory(
+    source: str, backend: str, device: torch.device, batch: int, height: int, width: int
+) -> Memory | None:
+    """Open a model behind one backend in a fresh process, compute a batch three times, and ask the system.
+
+    A process that has computed anything before keeps memory of it, so that each question takes a process of its own.
+
+    Returns:
+        What it took; None where the system does not tell (Linux does).
+
+    Raises:
+        ValueError: the process failed, as for want of memory.
+    """
+    if not _CLEAR.exists():
+        return None
+    question = [source, backend, str(device), torch.get_num_threads(), batch, height, width]
+    command = [sys.executable, "-P", "-m", "davit.inference.timing", json.dumps(question)]  # -P: not this folder's
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise ValueError(f"{source} by {backend}, {batch} x {height}x{width}: measuring its memory failed: {said}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return Memory(**answer) if answer else None
+
+
+def _answer(
+    source: str, backend: BackendName, device: str, threads: int, batch: int, height: int, width: int
+) -> Memory | None:
+    """What `measure_memory` asks, in the fresh process."""
+    torch.set_num_threads(threads)
+    imported = _resident("VmRSS")
+    (opened,) = open_candidates(source, (backend,), torch.device(device)).values()
+    call = caller(opened, batch, height, width)
+    gc.collect()
+    with suppress(AttributeError, OSError):  # not all C libraries have it
+        ctypes.CDLL(None).malloc_trim(0)
+    before = _resident("VmRSS")
+    try:
+        _CLEAR.write_text("5")  # forgets the peak, which opening may have made; see proc(5)
+    except OSError:  # some containers refuse it
+        return None
+    on_card = opened.device.type == "cuda"
+    if on_card:
+        torch.cuda.reset_peak_memory_stats(opened.device)
+    for _ in range(CALLS):
+        call()
+    return Memory(
+        imported=imported,
+        opened=before,
+        peak=_resident("VmHWM"),
+        on_card=torch.cuda.max_memory_allocated(opened.device) if on_card else None,
+    )
+
+
+def _resident(field: str) -> int:
+    """Bytes; `getrusage` would count what the parent had when it made this process."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    assert found
+    return 1024 * int(found[1])
+
+
+def _finish(work: Callable[[], T], device: torch.device) -> T:
+    """Compute without gradients and wait for the result."""
+    with torch.inference_mode():
+        result = work()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return result
+
+
+def _turn(call: Callable[[], object]) -> list[float]:
+    seconds = [_timed(call)]
+    while sum(seconds) < TURN:
+        seconds.append(_timed(call))
+    return seconds
+
+
+def _timed(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    found = _answer(*json.loads(sys.argv[1]))
+    print(json.dumps(found and asdict(found)))
