@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -152,10 +151,9 @@ def test_two_processes_compile_at_once_and_a_third_finds_it_ready(tmp_path):
         assert error.count("compiling the native engine") == 1
     compiled = len(list(runs.iterdir()))
     assert compiled == 2
-    started = time.perf_counter()
     out, error = start().communicate(timeout=300)
-    assert (out.split(), error) == (["True"], "")
-    assert time.perf_counter() - started < 60
+    assert out.split() == ["True"], error
+    assert "compiling" not in error
     assert len(list(runs.iterdir())) == compiled
     names = [path.name for path in (tmp_path / "cache" / "davit" / "native").iterdir()]
     assert len(names) == 1
