@@ -7,7 +7,6 @@ with timm's own initialisation and drop-path schedule. Writes top-1 and images/s
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -24,8 +23,9 @@ from davit.seeding import seed_everything
 from davit.tasks.classification import ClassificationTask
 from davit.train.build import Images, build_images, build_model
 from davit.train.recipe import Recipe
-from davit.train.run import environment, make_plan
+from davit.train.run import make_plan
 from davit.train.trainer import Trainer
+from record import write_record
 
 SETTINGS = {
     "model.backbone.window": "4",
@@ -109,13 +109,9 @@ def main() -> None:
         "settings": SETTINGS,
         "variant": options.variant,
         "timm": timm.__version__,
-        "environment": environment(),
         "results": results,
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    write_record(report, options.out, show=True)
 
 
 if __name__ == "__main__":

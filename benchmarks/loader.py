@@ -11,7 +11,6 @@ less.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from davit.data.loader import StepSampler, TrainSamples, train_loader
 from davit.data.transforms import Augmentation, TrainTransform
 from davit.preprocessing import Preprocessing
 from davit.seeding import seed_everything
-from davit.train.run import environment
+from record import write_record
 
 SIZE, BATCH = 224, 32
 POLICY, ERASING = "rand-m9-mstd0.5-inc1", 0.25
@@ -179,13 +178,9 @@ def main() -> None:
         "images_a_round": count,
         "timm": timm.__version__,
         "pillow": pillow_version,
-        "environment": environment(),
         "results": results,
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    write_record(report, options.out, show=True)
 
 
 if __name__ == "__main__":

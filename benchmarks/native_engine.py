@@ -25,7 +25,7 @@ from davit.inference.backends.native.engine import NativeEngine
 from davit.models.classifier import Classifier
 from davit.models.complexity import count_macs
 from davit.models.create import create_model
-from davit.train.run import environment
+from record import write_record
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -112,15 +112,9 @@ def main() -> None:
                 row[f"times_{name}"] = round(statistics.median(ratios), 2)
         rows.append(row)
         print(json.dumps(row))
-    if options.out:
-        report = {
-            "variant": options.variant,
-            "clock": options.clock,
-            "peak_gflops": [round(x / 1e9, 1) for x in (min(peaks), statistics.median(peaks), max(peaks))],
-            "environment": environment(),
-            "rows": rows,
-        }
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    gigaflops = [round(x / 1e9, 1) for x in (min(peaks), statistics.median(peaks), max(peaks))]
+    report = {"variant": options.variant, "clock": options.clock, "peak_gflops": gigaflops, "rows": rows}
+    write_record(report, options.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ the recipe may be given as for `davit train`. Writes the scores of each evaluati
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -26,10 +25,11 @@ from davit.recipes import make_recipe
 from davit.records import assign_all
 from davit.train.build import build_model
 from davit.train.recipe import Recipe
-from davit.train.run import environment, make_plan
+from davit.train.run import make_plan
 from davit.train.sides import first_values, list_images, make_task
 from davit.train.trainer import Trainer
 from davit.weights.convert.timm import TIMM
+from record import write_record
 
 OVERFIT = {
     "model.backbone.drop_path": "0",
@@ -184,13 +184,9 @@ def main() -> None:
         "settings": settings,
         "timm": timm.__version__,
         "threads": torch.get_num_threads(),
-        "environment": environment(),
         "results": results,
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    write_record(report, options.out, show=True)
     for kind, found in results.items():
         print(kind, found["scores"][-1], f"{found['seconds']:.0f} s", file=sys.stderr)
 

@@ -13,7 +13,6 @@ from davit.cli import main
 from davit.inference.backends import choosing
 from davit.inference.backends.choosing import AutoBackend, choose, make_backend
 from davit.inference.backends.eager import EagerBackend
-from davit.inference.backends.native import build
 from davit.inference.backends.native.backend import NativeBackend
 from davit.inference.backends.native.build import NativeError
 from davit.inference.predictor import Predictor
@@ -66,15 +65,15 @@ class Slow:
 def test_the_fastest_is_chosen_and_remembered():
     images = torch.zeros(2, 3, 8, 8)
     slow, fast = Slow(0.05), Slow(0.0)
-    choice = choose({"eager": slow, "native": fast}, images, TINY)
+    choice = choose({"eager": slow, "native": fast}, images, "a model")
     assert choice.backend == "native"
     assert choice.seconds["eager"] > choice.seconds["native"]
     assert "2x3x8x8" in choice.reason
 
     slow.calls = fast.calls = 0
-    assert choose({"eager": fast, "native": slow}, images, TINY) == choice
+    assert choose({"eager": fast, "native": slow}, images, "a model") == choice
     assert slow.calls == fast.calls == 0
-    other = choose({"eager": fast, "native": slow}, images[:1], TINY)
+    other = choose({"eager": fast, "native": slow}, images[:1], "a model")
     assert other.backend == "eager"
     assert slow.calls > 0
 
@@ -85,21 +84,21 @@ def test_a_damaged_memory_is_measured_anew(content, monkeypatch):
     path = choosing.choices_file()
     path.parent.mkdir()
     path.write_text(content)
-    assert choose({"eager": Slow(0.0), "native": Slow(0.02)}, torch.zeros(1, 3, 8, 8), TINY).backend == "eager"
+    assert choose({"eager": Slow(0.0), "native": Slow(0.02)}, torch.zeros(1, 3, 8, 8), "a model").backend == "eager"
     assert json.loads(path.read_text())["KEY"]["backend"] == "eager"
 
 
 def test_a_choice_that_is_not_there_now_is_measured_anew(monkeypatch):
     monkeypatch.setattr(choosing, "_key", lambda *_: "KEY")
     images = torch.zeros(1, 3, 8, 8)
-    choose({"eager": Slow(0.02), "other": Slow(0.0)}, images, TINY)
-    assert choose({"eager": Slow(0.02), "native": Slow(0.0)}, images, TINY).backend == "native"
+    choose({"eager": Slow(0.02), "other": Slow(0.0)}, images, "a model")
+    assert choose({"eager": Slow(0.02), "native": Slow(0.0)}, images, "a model").backend == "native"
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_else(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(choosing, "choices_file", lambda: tmp_path / "file" / "backends.json")
-    assert choose({"eager": Slow(0.02), "native": Slow(0.0)}, torch.zeros(1, 3, 8, 8), TINY).backend == "native"
+    assert choose({"eager": Slow(0.02), "native": Slow(0.0)}, torch.zeros(1, 3, 8, 8), "a model").backend == "native"
 
 
 @pytest.mark.parametrize("name", ["native", "eager", "auto"])
@@ -129,9 +128,13 @@ def test_without_a_compiler_auto_warns_and_computes_all_the_same(monkeypatch):
         raise NativeError("there is no C++ compiler here")
 
     monkeypatch.setattr(choosing, "NativeBackend", refuse)
-    with pytest.warns(UserWarning, match=r"no C\+\+ compiler here.*PyTorch instead"):
-        backend = make_backend(classifier(), "auto", "cpu")
-    assert backend(torch.randn(1, 3, 64, 64)).shape == (1, 3)
+    model = classifier()
+    with pytest.warns(UserWarning, match=r"no C\+\+ compiler here.*PyTorch instead") as told:
+        backend = make_backend(model, "auto", "cpu")
+    assert len(told) == 1
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert backend(images).equal(model(images))
     assert backend.choice.backend == "eager"
     with pytest.raises(NativeError, match="no C"):
         make_backend(classifier(), "native")
@@ -151,7 +154,7 @@ def test_bad_names_and_devices_are_refused():
         make_backend(classifier(), "nativ")
     with pytest.raises(ValueError, match="nativ"):
         davit.optimize(classifier(), "nativ")
-    with pytest.raises(ValueError, match=r"on the CPU, not on meta"):
+    with pytest.raises(ValueError, match="'meta' holds no numbers"):
         make_backend(classifier(), "native", "meta")
 
 
@@ -176,6 +179,16 @@ def test_an_optimized_model_has_the_models_inputs_and_outputs(kind, backend):
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert fast.choice.reason in repr(fast)
+
+
+def test_another_model_or_number_of_threads_is_measured_anew(monkeypatch):
+    measured = []
+    monkeypatch.setattr(choosing, "measure", lambda calls: measured.append(1) or dict.fromkeys(calls, 1.0))
+    images = torch.randn(1, 3, 32, 32)
+    backbone = dense("backbone")
+    for model, threads in ((backbone, None), (backbone, 2), (dense("dense backbone"), None), (backbone, None)):
+        davit.optimize(model, threads=threads)(images)
+    assert len(measured) == 3
 
 
 def test_an_optimized_detector_takes_the_sizes_of_images():
@@ -209,4 +222,3 @@ def test_a_predictor_takes_the_name_of_a_backend(picture):
     assert isinstance(Predictor(model, backend="native").backend, NativeBackend)
     first, second = (Predictor(model, device="cpu", backend=name)(picture)[0] for name in ("eager", "auto"))
     assert first.labels == second.labels
-    assert build.cache_folder().name == "native"

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from davit.models.detect_retinanet import RetinaNet
 from davit.models.detections import to_detections
 from davit.models.detector import Detector
 from davit.models.detector_config import DetectorConfig, DetectorHead
@@ -168,3 +169,14 @@ def test_learns_two_pictures_by_heart(kind):
         if picture.masks is not None:
             truth = one.masks[0].repeat_interleave(2, 0)
             assert (picture.masks[0] & truth).sum() / (picture.masks[0] | truth).sum() > 0.7
+
+
+@pytest.mark.parametrize(("kept", "least", "most"), [(True, 0.3, 3.0), (False, 0.0, 0.01)])
+def test_narrow_heads_may_keep_the_variance(kept, least, most):
+    torch.manual_seed(0)
+    head = RetinaNet(DetectorHead(kind="retinanet", channels=64, kept_variance=kept), 3)
+    x = start = torch.randn(2, 64, 24, 24)
+    with torch.no_grad():
+        for convolution in head.class_convs:
+            x = convolution(x).relu()
+    assert least < float(x.square().mean() / start.square().mean()) ** 0.5 < most

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
+from davit.inference.backends import BackendName
+
 if TYPE_CHECKING:
     import torch
 
-    from davit.inference.backends.choosing import BackendName
     from davit.inference.backends.protocol import Backend
     from davit.inference.timing import Memory, Speed
 
@@ -105,7 +106,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _backends(text: str) -> "list[BackendName]":
-    from davit.inference.backends.choosing import BackendName
     from davit.naming import unknown_name
 
     known = {name: name for name in get_args(BackendName) if name != "auto"}
@@ -193,7 +193,6 @@ def _run(cases: list[_Case], device: "torch.device", seconds: float, *, memory: 
 
 
 def _measure(case: _Case, device: "torch.device", seconds: float, memory: bool) -> Iterator[dict[str, Any]]:
-    import torch
 
     from davit.inference.timing import caller, measure_memory, multiply_adds, summarise, take_turns
     from davit.records import to_json
@@ -203,7 +202,10 @@ def _measure(case: _Case, device: "torch.device", seconds: float, memory: bool) 
     try:
         calls = {name: caller(backend, *shape) for name, backend in case.candidates.items()}
         rounds = take_turns(calls, device, seconds)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a type for full graphics cards only.
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         raise ValueError(f"{first[0]}: not enough memory for {_shape(*shape)}: {str(error).splitlines()[0]}") from error
     macs = multiply_adds(case.candidates[first].config, case.height, case.width)
     for name, backend in case.candidates.items():

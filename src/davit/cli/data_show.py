@@ -4,6 +4,8 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from davit.recipes import RECIPES
+
 if TYPE_CHECKING:
     from davit.train.recipe import Recipe
 
@@ -15,7 +17,7 @@ with boxes, masks and classes where there are any.
   davit data show flowers finetune data.augmentation.rand_augment=rand-m9-mstd0.5-inc1 --out sheet.png
 """
 
-BUILTIN = ("digits", "digits.detection", "digits.retinanet", "digits.segmentation")
+BUILTIN = tuple(name for name in RECIPES if name.partition(".")[0] == "digits")
 DENSE = ("coco.", "ade20k.", "digits.")
 
 

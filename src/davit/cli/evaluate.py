@@ -5,14 +5,15 @@ import sys
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
+
+from davit.inference.backends import BackendName
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from davit.data.images import LabelledImages
     from davit.evaluation.accuracy import Accuracy
-    from davit.inference.backends.choosing import BackendName
     from davit.inference.backends.protocol import Backend
 
 _HELP = """Score a checkpoint on labelled images: one folder for each class, or shards. Detectors are scored on COCO
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
         batch_size: Annotated[int, arg(metavar="N")] = 32,
         workers: Annotated[int | None, arg(metavar="N")] = None,
         device: Annotated[str | None, arg(metavar="NAME")] = None,
-        backend: Literal["auto", "native", "eager"] = "eager",
+        backend: BackendName = "eager",
         variant: Annotated[str | None, arg(metavar="NAME")] = None,
         class_list: Annotated[Path | None, arg(metavar="FILE")] = None,
         ignore: Annotated[tuple[int, ...], arg(metavar="LABEL...")] = (),
@@ -162,7 +163,7 @@ def _tell(choice: str) -> None:
 
 
 def _load(
-    checkpoint: str, variant: str | None, size: int | None, crop: float | None, device: str | None, name: "BackendName"
+    checkpoint: str, variant: str | None, size: int | None, crop: float | None, device: str | None, name: BackendName
 ) -> "Backend":
     """Open what is to be scored, with the preprocessing it is to be scored with."""
     backend = _open(checkpoint, variant, size, device, name)
@@ -174,7 +175,7 @@ def _load(
     return backend
 
 
-def _open(checkpoint: str, variant: str | None, size: int | None, device: str | None, name: "BackendName") -> "Backend":
+def _open(checkpoint: str, variant: str | None, size: int | None, device: str | None, name: BackendName) -> "Backend":
     from davit.inference.backends.choosing import make_backend
     from davit.inference.backends.onnx_header import is_onnx
     from davit.inference.backends.opening import load_with_head, open_backend

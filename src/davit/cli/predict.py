@@ -6,7 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
+
+from davit.inference.backends import BackendName
 
 if TYPE_CHECKING:
     from davit.cli.drawn import Drawer
@@ -37,7 +39,7 @@ def main(arguments: list[str]) -> int:
         top: Annotated[int, arg(metavar="N")] = 5,
         batch_size: Annotated[int, arg(metavar="N")] = 16,
         device: Annotated[str | None, arg(metavar="NAME")] = None,
-        backend: Literal["auto", "native", "eager"] = "eager",
+        backend: BackendName = "eager",
         variant: Annotated[str | None, arg(metavar="NAME")] = None,
         threshold: Annotated[float, arg(metavar="SCORE")] = 0.5,
         save: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,

@@ -6,13 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from davit.inference.backends.choosing import NAMES, BackendName, Choice, add_native, choose
+from davit.inference.backends import BackendName
+from davit.inference.backends.choosing import NAMES, Choice, add_native, choose
 from davit.inference.backends.native.backend import with_native_backbone
 from davit.inference.backends.native.engine import NativeEngine
 from davit.models.classifier import Classifier
 from davit.models.davit import DaViT
 from davit.models.dense import DenseBackbone
 from davit.naming import unknown_name
+from davit.records import to_json
 
 
 class Optimized:
@@ -25,7 +27,7 @@ class Optimized:
     def __init__(self, model: nn.Module, backend: BackendName, threads: int | None) -> None:
         """Prepare; see `optimize`."""
         self.choice: Choice | None = None
-        self._config = getattr(model, "config", None)
+        self._model, self._threads = model, threads
         self._candidates: dict[str, Callable[..., Any]] = {}
         self._missing = ""
         if backend != "native":
@@ -42,7 +44,8 @@ class Optimized:
     def __call__(self, images: Tensor, *others: Any, **named: Any) -> Any:
         """Return what the model returns."""
         if self.choice is None:
-            self.choice = choose(self._candidates, images, self._config, self._missing)
+            about = (type(self._model).__name__, to_json(self._model.config), self._threads)
+            self.choice = choose(self._candidates, images, about, self._missing)
         return self._candidates[self.choice.backend](images, *others, **named)
 
     def __repr__(self) -> str:
@@ -53,7 +56,7 @@ class Optimized:
 def optimize(model: nn.Module, backend: BackendName = "auto", *, threads: int | None = None) -> Optimized:
     """Make a model fast for inference.
 
-    The weights are taken as they are now; the result does not follow later changes of the model.
+    The engine takes the weights as they are now: change the model afterwards, and optimize it again.
 
     Args:
         model: a classifier, backbone, detector or segmenter; it is put into evaluation mode.

@@ -8,7 +8,8 @@ from PIL import Image
 from torch import nn
 
 from davit.decoding import ImageError, as_shown, read_image
-from davit.inference.backends.choosing import BackendName, make_backend
+from davit.inference.backends import BackendName
+from davit.inference.backends.choosing import make_backend
 from davit.inference.backends.opening import open_backend
 from davit.inference.backends.protocol import Backend
 from davit.inference.results import Prepared, Result, read_outputs

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from davit.inference.backends.choosing import BackendName, make_backend
+from davit.inference.backends import BackendName
+from davit.inference.backends.choosing import make_backend, timed
 from davit.inference.backends.onnx_header import is_onnx
 from davit.inference.backends.opening import load_with_head
 from davit.inference.backends.protocol import Backend, Config
@@ -161,7 +162,7 @@ def take_turns(calls: Mapping[Any, Callable[[], object]], device: torch.device, 
     rounds: list[Round] = []
     started = time.perf_counter()
     while len(rounds) < LEAST_ROUNDS or time.perf_counter() - started < seconds:
-        fastest = min(_timed(product) for _ in range(PRODUCTS))
+        fastest = min(timed(product) for _ in range(PRODUCTS))
         rounds.append(Round(product=fastest, turns={name: _turn(call) for name, call in calls.items()}))
     return rounds
 
@@ -277,16 +278,10 @@ def _finish(work: Callable[[], T], device: torch.device) -> T:
 
 
 def _turn(call: Callable[[], object]) -> list[float]:
-    seconds = [_timed(call)]
+    seconds = [timed(call)]
     while sum(seconds) < TURN:
-        seconds.append(_timed(call))
+        seconds.append(timed(call))
     return seconds
-
-
-def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -89,12 +89,13 @@ def _detector(name: str, start: Start, head: DetectorHead, task: DetectionConfig
 
 
 def _segmentation(name: str, start: Start) -> Recipe:
-    side = LARGE if start.init else 128  # fresh weights learn more from twice as many pictures in the same time
+    # Fresh weights learn more from twice as many pictures in the same time. Given ones bring window and merging along.
+    side, scenes, epochs, rate = (LARGE, 3750, 2, 1.5e-3) if start.init else (128, 4000, 4, 2.5e-3)
     return _dense(
         name,
         start,
         side=side,
-        scenes=3750 if start.init else 4000,
+        scenes=scenes,
         head=UPerNetHead(channels=64, auxiliary_channels=32, pool_sizes=(2, 4), dropout=0.0),
         task=SegmentationConfig(prior_samples=64, class_weights=(0.3,) + 10 * (1.0,)),
         augmentation=SegmentationAugmentation(
@@ -106,10 +107,10 @@ def _segmentation(name: str, start: Start) -> Recipe:
             most_of_one_class=1.0,
             distortion=PhotometricDistortion(brightness=0.0, contrast=(1.0, 1.0), saturation=(1.0, 1.0), hue=0.0),
         ),
-        optimizer=OptimizerConfig(learning_rate=1.5e-3 if start.init else 2.5e-3, betas=(0.9, 0.98)),
-        epochs=2 if start.init else 4,
-        window=7 if start.init else 4,
-        merge_kernel=2 if start.init else 3,
+        optimizer=OptimizerConfig(learning_rate=rate, betas=(0.9, 0.98)),
+        epochs=epochs,
+        window=4,
+        merge_kernel=3,
     )
 
 

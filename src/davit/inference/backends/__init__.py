@@ -1,1 +1,5 @@
 """What computes a forward pass: a file each."""
+
+from typing import Literal
+
+BackendName = Literal["auto", "native", "eager"]  # what `make_backend` makes

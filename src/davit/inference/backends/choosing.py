@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import statistics
 import time
 import warnings
@@ -10,23 +9,21 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from davit.atomic import atomic_write
+from davit.inference.backends import BackendName
 from davit.inference.backends.eager import EagerBackend, choose_device
 from davit.inference.backends.native.backend import NativeBackend
-from davit.inference.backends.native.build import NativeError, source_key
-from davit.inference.backends.protocol import Backend, Config, Kind
+from davit.inference.backends.native.build import NativeError, cache_folder, source_key
+from davit.inference.backends.protocol import Backend
 from davit.naming import unknown_name
-from davit.preprocessing import Preprocessing
 from davit.records import to_json
 
-BackendName = Literal["auto", "native", "eager"]
-
-NAMES: tuple[BackendName, ...] = ("auto", "native", "eager")
+NAMES: tuple[BackendName, ...] = get_args(BackendName)
 ROUNDS = 3  # of each candidate in turns, after one that does not count
 LONGEST = 5.0  # seconds; slower candidates are compared by a single round
 
@@ -78,18 +75,13 @@ def make_backend(
     return AutoBackend(model, tell)
 
 
-class AutoBackend:
+class AutoBackend(EagerBackend):
     """PyTorch or the native engine on the CPU, whichever was faster on the first batch.
 
     What was chosen for a model, batch shape and number of threads is kept in the user's cache folder, so that the next
     process does not measure again.
 
     Attributes:
-        config: the model's.
-        device: the CPU.
-        kind: what the model does.
-        preprocessing: the model's.
-        classes: the model's; empty where it names none.
         choice: what was chosen; None before the first batch.
     """
 
@@ -99,21 +91,16 @@ class AutoBackend:
         Raises:
             ValueError: a model without preprocessing.
         """
-        eager = EagerBackend(model, "cpu")
-        self.config: Config = eager.config
-        self.kind: Kind = eager.kind
-        self.preprocessing: Preprocessing = eager.preprocessing
-        self.classes = eager.classes
-        self.device = eager.device
+        super().__init__(model, "cpu")
         self.choice: Choice | None = None
         self._tell = tell
-        self._candidates: dict[str, Callable[[Tensor], Any]] = {"eager": eager}
+        self._candidates: dict[str, Callable[[Tensor], Any]] = {"eager": super().__call__}
         self._missing = add_native(self._candidates, lambda: NativeBackend(model))
 
     def __call__(self, images: Tensor) -> Any:  # (B, C, H, W)
         """Return the outputs on the device of the images; see `Backend`."""
         if self.choice is None:
-            self.choice = choose(self._candidates, images, self.config, self._missing)
+            self.choice = choose(self._candidates, images, to_json(self.config), self._missing)
             if self._tell:
                 self._tell(self.choice.reason)
         return self._candidates[self.choice.backend](images)
@@ -132,13 +119,20 @@ def add_native(candidates: dict[str, Callable[..., Any]], make: Callable[[], Cal
 
 
 def choose(
-    candidates: Mapping[str, Callable[[Tensor], Any]], images: Tensor, config: object, missing: str = ""
+    candidates: Mapping[str, Callable[[Tensor], Any]], images: Tensor, model: object, missing: str = ""
 ) -> Choice:
-    """Measure the candidates on a batch, or remember what an earlier process measured for such a batch."""
+    """Measure the candidates on a batch, or remember what an earlier process measured for such a batch.
+
+    Args:
+        candidates: by name; all give the same answer.
+        images: a batch.
+        model: JSON values that tell what the candidates compute, and with what settings, from anything else.
+        missing: why there is but one candidate, where that is so.
+    """
     if len(candidates) == 1:
         (name,) = candidates
         return Choice(backend=name, seconds={}, reason=f"computing with {name}: {missing}")
-    key = _key(config, images)
+    key = _key(model, images)
     known = _remembered()
     with suppress(KeyError, TypeError):
         choice = Choice(**known[key])
@@ -156,12 +150,11 @@ def choose(
 
 def measure(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Median seconds of each call, taken in turns, after one of each that does not count."""
-    times: dict[str, list[float]] = {name: [_timed(call)] for name, call in calls.items()}
-    rounds = ROUNDS if max(first[0] for first in times.values()) < LONGEST else 1
-    for number in range(rounds):
+    slow = max([timed(call) for call in calls.values()]) > LONGEST
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(1 if slow else ROUNDS):
         for name, call in calls.items():
-            taken = _timed(call)
-            times[name] = [taken] if number == 0 else [*times[name], taken]
+            times[name].append(timed(call))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -169,7 +162,8 @@ def _call(candidate: Callable[[Tensor], Any], images: Tensor) -> Callable[[], ob
     return lambda: candidate(images)
 
 
-def _timed(call: Callable[[], object]) -> float:
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -177,12 +171,11 @@ def _timed(call: Callable[[], object]) -> float:
 
 def choices_file() -> Path:
     """Where choices are kept: `davit/backends.json` in the user's cache folder; it may be deleted at any time."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "davit" / "backends.json"
+    return cache_folder().parent / "backends.json"
 
 
-def _key(config: object, images: Tensor) -> str:
-    parts = (to_json(config), list(images.shape), torch.get_num_threads(), torch.__version__, source_key())
+def _key(model: object, images: Tensor) -> str:
+    parts = (model, list(images.shape), torch.get_num_threads(), torch.__version__, source_key())
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 

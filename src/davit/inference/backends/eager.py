@@ -1,5 +1,6 @@
 """The model itself, operation by operation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,12 +50,12 @@ class EagerBackend:
             if isinstance(model, Segmenter)
             else "classification"
         )
-        self._model = model.to(self.device).eval()
+        self._compute: Callable[[Tensor], Any] = model.to(self.device).eval()
 
     def __call__(self, images: Tensor) -> Any:  # (B, C, H, W)
         """Return the outputs on the device of the images; see `Backend`."""
         with torch.inference_mode():
-            outputs = self._model(images.to(self.device))
+            outputs = self._compute(images.to(self.device))
         if isinstance(outputs, Tensor):
             return outputs.to(images.device)
         if isinstance(outputs, SegmenterOutput):
@@ -66,6 +67,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     """Return the device of that name, or for None the best one there is."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if str(device) == "meta":
+        raise ValueError("device 'meta' holds no numbers, so nothing can be computed there. Try 'cpu'")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

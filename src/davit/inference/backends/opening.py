@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from davit.inference.backends.choosing import BackendName, make_backend
+from davit.inference.backends import BackendName
+from davit.inference.backends.choosing import make_backend
 from davit.inference.backends.onnx_header import is_onnx
 from davit.inference.backends.protocol import Backend
 from davit.models.create import Model
