@@ -34,9 +34,12 @@ def scenario(name: str, folder: str | None = None, **rest) -> dict:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict:
-    return launch(tmp_path_factory.mktemp("alone"), 1, [scenario("plain"), scenario("parts", runtime__accumulate="3")])[
-        0
+    scenarios = [
+        scenario("plain"),
+        scenario("parts", runtime__accumulate="3"),
+        scenario("muon", optimizer__kind="muon"),
     ]
+    return launch(tmp_path_factory.mktemp("alone"), 1, scenarios)[0]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,10 @@ def two(tmp_path_factory) -> tuple[Path, list[dict]]:
         scenario("fsdp-bf16", runtime__precision="bf16", **fsdp),
         scenario("ddp-bf16", runtime__precision="bf16"),
         scenario("fsdp-recomputed", model__backbone__gradient_checkpointing="true", **fsdp),
+        scenario("muon-ddp", optimizer__kind="muon"),
+        scenario("muon-fsdp", optimizer__kind="muon", **fsdp),
+        scenario("muon-first", "muon-again", stop_before=9, rank=1, optimizer__kind="muon", **fsdp),
+        scenario("muon-second", "muon-again", optimizer__kind="muon", **fsdp),
         scenario("frozen", optimizer__frozen_epochs="0.2"),
         scenario("frozen-fsdp", optimizer__frozen_epochs="0.2", **fsdp),
     ]
@@ -89,6 +96,16 @@ def test_resume_on_two_processes_is_exact(two, kind):
         assert seen[f"{kind}-first"]["losses"] + seen[f"{kind}-second"]["losses"] == seen[whole]["losses"]
         assert seen[f"{kind}-second"]["digest"] == seen[whole]["digest"]
         assert seen[f"{kind}-second"]["best"] == seen[whole]["best"]
+
+
+@pytest.mark.slow
+def test_muon_is_the_same_on_two_processes_and_sharded(alone, two):
+    for seen in two[1]:
+        for name in ("muon-ddp", "muon-fsdp"):
+            assert seen[name]["losses"] == pytest.approx(alone["muon"]["losses"], rel=1e-5)
+        assert seen["muon-first"]["losses"] + seen["muon-second"]["losses"] == seen["muon-fsdp"]["losses"]
+        assert seen["muon-second"]["digest"] == seen["muon-fsdp"]["digest"]
+    assert alone["muon"]["losses"][-1] != pytest.approx(alone["plain"]["losses"][-1], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_ddp_and_fsdp():
     assert ddp.communication == 2 * 3 * weights * 4 // 4  # each device passes on 3/4 of the gradients, twice
     assert ddp.memory.parameters == 4 * weights
     assert fsdp.memory.parameters == 4 * -(-weights // 4)
-    assert fsdp.memory.moments == 2 * fsdp.memory.parameters
+    assert fsdp.memory.moments == 4 * -(-2 * weights // 4)
     # blocks are gathered for forward and backward, the rest once, in 2 bytes; gradients are scattered in 4
     model = Classifier(ClassifierConfig(backbone=recipe.model.backbone, num_classes=10))
     blocks = sum(p.numel() for name, p in model.named_parameters() if ".blocks." in name)

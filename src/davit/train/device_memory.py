@@ -8,6 +8,7 @@ from torch import nn
 from davit.models.blocks import DualAttentionBlock
 from davit.models.create import make_model
 from davit.train.footprint import Moment, footprint
+from davit.train.optimizer import count_moments
 from davit.train.planned_step import Config, plan_step
 from davit.train.recipe import Recipe
 
@@ -24,7 +25,7 @@ class Memory:
 
     Attributes:
         parameters: weights, or this device's shard of them.
-        moments: the two of AdamW.
+        moments: what the optimizer keeps: two numbers of each weight under AdamW.
         average: the averaged weights, where `runtime.ema` is on.
         gradients: those that are there at that point.
         activations: what the forward pass kept for the backward pass.
@@ -71,7 +72,7 @@ class Planner:
         self.sharded = world > 1 and recipe.runtime.parallel == "fsdp"
         with torch.device("meta"):
             model = make_model(config)
-        self.weights = _count(model)
+        self.weights, self.moments = _count(model), count_moments(model, recipe.optimizer)
         self.blocks = [_count(module) for module in model.modules() if isinstance(module, DualAttentionBlock)]
 
     def memory(self, *, checkpointing: bool) -> Memory:
@@ -88,7 +89,7 @@ class Planner:
         moment = counted.beside_gradients if lasting else counted.peak
         return Memory(
             parameters=whole,
-            moments=2 * whole,
+            moments=self.moments * FLOAT,
             average=whole if self.recipe.runtime.ema else 0,
             gradients=whole if lasting else moment.gradients,
             activations=moment.activations,
@@ -114,7 +115,7 @@ class Planner:
         summed = self.weights * FLOAT if self.recipe.runtime.accumulate > 1 else 0
         return Memory(
             parameters=share,
-            moments=2 * share,
+            moments=-(-self.moments // self.world) * FLOAT,
             average=share if self.recipe.runtime.ema else 0,
             gradients=share + summed,
             activations=moment.activations,

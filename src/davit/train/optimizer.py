@@ -1,7 +1,7 @@
-"""AdamW over groups of parameters: no weight decay on biases and norms, lower rates for lower layers."""
+"""AdamW or Muon over groups of parameters: no weight decay on biases and norms, lower rates for lower layers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -9,10 +9,12 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW as the paper's recipe has it.
+    """AdamW as the paper's recipe has it, or Muon.
 
     Attributes:
+        kind: "adamw", or "muon", which orthogonalises the updates of matrices: for short trainings from fresh weights.
         learning_rate: peak rate of the top layer.
+        matrix_rate: factor on the rate of the matrices of Muon.
         weight_decay: decoupled decay of matrices and convolution kernels.
         betas: decay rates of the two moments.
         eps: floor of the denominator.
@@ -23,7 +25,9 @@ class OptimizerConfig:
         decay_all: let biases and norms decay, too, as the official detection and segmentation do.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
+    matrix_rate: float = 1.0
     weight_decay: float = 0.05
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
@@ -35,6 +39,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse rates that cannot train."""
+        if self.matrix_rate <= 0 or (self.matrix_rate != 1 and self.kind != "muon"):
+            raise ValueError(f"matrix_rate must be positive, and 1 but for kind=muon, got {self.matrix_rate}")
         if self.learning_rate <= 0 or self.weight_decay < 0 or self.clip_norm < 0:
             raise ValueError(f"learning_rate must be positive, weight_decay and clip_norm not negative, got {self}")
         if not 0 < self.layer_decay <= 1:
@@ -71,22 +77,29 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     return depths
 
 
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether a parameter maps several inputs to several outputs: linear maps and kernels that mix channels."""
+    return parameter.ndim > 1 and parameter.shape[0] > 1 and parameter.shape[1] > 1
+
+
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups by depth and by whether they decay; `scale` is each group's share of the learning rate."""
+    """Groups by depth, decay and whether Muon moves them; `scale` is each group's share of the learning rate."""
     depths = layer_depths(model)
     top = max(depths.values())
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 or config.decay_all
+        matrices = config.kind == "muon" and is_matrix(parameter)
         depth = depths[name] if config.layer_decay < 1 else top
         group = groups.setdefault(
-            (depth, decays),
+            (depth, decays, matrices),
             {
                 "params": [],
                 "weight_decay": config.weight_decay if decays else 0.0,
-                "scale": config.layer_decay ** (top - depth),
+                "scale": config.layer_decay ** (top - depth) * (config.matrix_rate if matrices else 1.0),
+                "matrices": matrices,
             },
         )
         group["params"].append(parameter)
@@ -94,14 +107,22 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Build AdamW; the trainer sets each group's rate at each step."""
-    return torch.optim.AdamW(
+    """Build the optimizer; the trainer sets each group's rate at each step."""
+    from davit.train.muon import Muon  # here, for recipes are read where nothing is trained
+
+    return (Muon if config.kind == "muon" else torch.optim.AdamW)(
         parameter_groups(model, config),
         lr=config.learning_rate,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
         fused=True,
     )
+
+
+def count_moments(model: nn.Module, config: OptimizerConfig) -> int:
+    """How many numbers the optimizer keeps of all weights: two of each, one of what Muon moves."""
+    muon = config.kind == "muon"
+    return sum(p.numel() * (1 if muon and is_matrix(p) else 2) for p in model.parameters())
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,7 +1,7 @@
 """One step of training: gradients of a batch, over micro-batches and processes, then an update or none."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -16,12 +16,14 @@ from davit.seeding import seed_everything
 from davit.structures import Batch
 from davit.train.distributed import World
 from davit.train.ema import Average
-from davit.train.optimizer import make_optimizer, set_rate
+from davit.train.optimizer import count_moments, make_optimizer, set_rate
 from davit.train.parallel import exchange, replicate, whole
 from davit.train.recipe import Recipe
 from davit.train.statistics import Statistics
 
 STEP_STREAM = 1  # separates the randomness of steps from that of samples
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum")  # what AdamW and Muon keep of a parameter
+FLOAT = 4  # bytes of a moment
 
 
 class Task(Protocol):
@@ -103,16 +105,17 @@ class Stepper:
         if self.average:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         for name, parameter in self.model.named_parameters():
-            if stored and f"optimizer.{name}.step" in stored:
-                self.optimizer.state[parameter] = _no_moments(parameter)
+            kept = [key for key in MOMENTS if f"optimizer.{name}.{key}" in (stored or ())]
+            if kept:
+                self.optimizer.state[parameter] = _no_moments(parameter, kept)
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = _with_axes(value)
         return tensors
 
     def bytes_to_save(self) -> int:
-        """Size of all tensors, over all processes, once each weight has its two moments."""
+        """Size of all tensors, over all processes, once each weight has its moments."""
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        return weights * (4 if self.average else 3)
+        return weights * (2 if self.average else 1) + FLOAT * count_moments(self.model, self.recipe.optimizer)
 
     def evaluated(self) -> dict[str, Tensor]:
         """The state dict that is scored and published: averages where there are any, weights elsewhere."""
@@ -159,7 +162,7 @@ def _with_axes(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim else tensor.view(1)
 
 
-def _no_moments(parameter: Tensor) -> dict[str, Tensor]:
-    """The state of AdamW before its first step."""
+def _no_moments(parameter: Tensor, keys: Iterable[str]) -> dict[str, Tensor]:
+    """The state of an optimizer before its first step."""
     step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    return {key: step if key == "step" else torch.zeros_like(parameter) for key in keys}
