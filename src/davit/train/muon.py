@@ -5,17 +5,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from davit.train.parallel import whole
 
 MOMENTUM = 0.95
 STEPS = 3  # five are usual; on small matrices three learn as much, and a step takes 0.06 s less (docs/results.md)
+_Matrix = tuple[nn.Parameter, dict[str, Any]]  # and the group that it belongs to
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at 0 of those that keep [0, 1] near 1 (the Muon note)
-_SHARE_OF_ADAMW = (
-    0.2  # root mean square of AdamW's usual update, over the learning rate (arXiv 2502.16982, section 2.2)
-)
+_SHARE_OF_ADAMW = 0.2  # root mean square of an update of AdamW over the rate (arXiv 2502.16982, section 2.2)
 _AT_ONCE = 2**26  # numbers orthogonalised together: whole matrices of a sharded model are not held all at once
 
 
@@ -63,35 +62,29 @@ class Muon(torch.optim.AdamW):
     """AdamW whose groups marked `matrices` move by orthogonalised Nesterov momentum (Jordan and others, 2024).
 
     A matrix moves by `0.2 sqrt(max(rows, columns))` times the rate, so that it moves as far as under AdamW and one rate
-    and decay serve both (arXiv 2502.16982). Kernels count as matrices of (outputs, the rest). Sharded matrices are
-    gathered, one after the other; every process computes the same.
+    and decay serve both (arXiv 2502.16982). Kernels count as matrices of (outputs, the rest). Several processes share
+    the work, each matrix whole on one of them.
     """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Move every parameter that has a gradient."""
+        """Move every parameter that has a gradient; all processes together."""
         groups = self.param_groups
-        for group in groups:
-            if group["matrices"]:
-                self._move(group)
+        matrices = [(p, g) for g in groups if g["matrices"] for p in g["params"] if p.grad is not None]
+        for some in _parts(matrices):
+            self._move(some)
         self.param_groups = [group for group in groups if not group["matrices"]]
         try:
             return super().step(closure)
         finally:
             self.param_groups = groups
 
-    def _move(self, group: dict[str, Any]) -> None:
-        alike: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                alike[(parameter.shape[0], parameter[0].numel())].append(parameter)
-        for (rows, columns), parameters in alike.items():
-            rate = group["lr"] * _SHARE_OF_ADAMW * max(rows, columns) ** 0.5
-            for some in _parts(parameters, max(1, _AT_ONCE // (rows * columns))):
-                ahead = torch.stack([whole(self._ahead(parameter)).reshape(rows, columns) for parameter in some])
-                for parameter, update in zip(some, orthogonalise(ahead), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.sub_(_like(update.reshape(parameter.shape), parameter), alpha=rate)
+    def _move(self, some: list[_Matrix]) -> None:
+        updates = _orthogonalised([whole(self._ahead(parameter)).flatten(1) for parameter, _ in some])
+        for (parameter, group), update in zip(some, updates, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            rate = group["lr"] * _SHARE_OF_ADAMW * max(update.shape) ** 0.5
+            parameter.sub_(_like(update.reshape(parameter.shape), parameter), alpha=rate)
 
     def _ahead(self, parameter: nn.Parameter) -> Tensor:
         """Take a gradient into the momentum; return where the next one would lead."""
@@ -102,9 +95,48 @@ class Muon(torch.optim.AdamW):
         return gradient.lerp(state["momentum"].lerp_(gradient, 1 - MOMENTUM), MOMENTUM)
 
 
-def _parts(parameters: list[nn.Parameter], size: int) -> Iterator[list[nn.Parameter]]:
-    for start in range(0, len(parameters), size):
-        yield parameters[start : start + size]
+def _orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
+    """Orthogonalise this process's share of matrices that all have, alike ones together, and gather the others'."""
+    many = distributed.is_initialized()
+    rank, size = (distributed.get_rank(), distributed.get_world_size()) if many else (0, 1)
+    results = matrices[0].new_zeros(sum(matrix.numel() for matrix in matrices))
+    parts = results.split([matrix.numel() for matrix in matrices])
+    alike: dict[torch.Size, list[int]] = defaultdict(list)
+    for place in _share([matrix.shape for matrix in matrices], size)[rank]:
+        alike[matrices[place].shape].append(place)
+    for places in alike.values():
+        together = orthogonalise(torch.stack([matrices[place] for place in places]))
+        for place, result in zip(places, together, strict=True):
+            parts[place].copy_(result.flatten())
+    if size > 1:
+        distributed.all_reduce(results)  # a sum with zeros is exact
+    return [part.view_as(matrix) for part, matrix in zip(parts, matrices, strict=True)]
+
+
+def _share(shapes: list[torch.Size], size: int) -> list[list[int]]:
+    """Places of the matrices for each process: the costliest first, each to who has least to do."""
+    costs = [min(shape) * shape.numel() for shape in shapes]
+    shares: list[list[int]] = [[] for _ in range(size)]
+    loads = [0] * size
+    for place in sorted(range(len(shapes)), key=lambda place: -costs[place]):
+        least = loads.index(min(loads))
+        shares[least].append(place)
+        loads[least] += costs[place]
+    return shares
+
+
+def _parts(matrices: list[_Matrix]) -> Iterator[list[_Matrix]]:
+    """Cut a list so that no part has much more than `_AT_ONCE` numbers."""
+    part: list[_Matrix] = []
+    numbers = 0
+    for parameter, group in matrices:
+        if part and numbers + parameter.numel() > _AT_ONCE:
+            yield part
+            part, numbers = part[:0], 0
+        part.append((parameter, group))
+        numbers += parameter.numel()
+    if part:
+        yield part
 
 
 def _like(update: Tensor, parameter: Tensor) -> Tensor:
