@@ -28,9 +28,9 @@ def talkative(kind: str, **head) -> Detector:
     return model
 
 
-def sure(kind: str) -> Detector:
+def sure(kind: str, **head) -> Detector:
     """A detector whose fresh head already finds something."""
-    model = detector(kind, score_threshold=0.0)
+    model = detector(kind, score_threshold=0.0, **head)
     for name, parameter in model.head.named_parameters():
         if parameter.ndim > 1:
             scale = 0.1 if "regress" in name or "offsets" in name else 1.0

@@ -12,7 +12,7 @@ from davit.models.detector import Detector
 from davit.models.detector_config import DetectorConfig, DetectorHead
 from davit.models.variants import VARIANTS
 from davit.structures import Instances
-from small_detectors import KINDS, TINY, detector, squares, sure
+from small_detectors import KINDS, TINY, detector, squares, sure, total
 
 PUBLISHED = {  # millions of parameters, and GMACs at 800x1280, of the authors' README
     ("mask_rcnn", "davit_tiny"): (47.8, 263),
@@ -50,6 +50,30 @@ def test_published_parameters_and_macs(kind, variant):
     millions, giga = PUBLISHED[kind, variant]
     assert math.floor(sum(p.numel() for p in model.parameters()) / 1e5) / 10 == millions
     assert macs / 1e9 == pytest.approx(giga, rel=0.002)
+
+
+def test_one_box_for_all_classes_is_the_same_box_for_each():
+    torch.manual_seed(11)
+    images, instances = squares(96, 128)
+    alone, repeated = sure("mask_rcnn", class_agnostic_boxes=True), sure("mask_rcnn")
+    state = alone.state_dict()
+    assert state["head.regress.weight"].shape == (4, 24)
+    for name in ("head.regress.weight", "head.regress.bias"):
+        state[name] = torch.cat([state[name]] * 3)
+    repeated.load_state_dict(state)
+    for one, other in zip(alone(images), repeated(images), strict=True):
+        assert len(one.boxes) > 3
+        assert len(one.indices.unique()) > 1
+        torch.testing.assert_close(one, other)
+    losses = []
+    for model in (alone, repeated):
+        torch.manual_seed(12)  # the same regions are drawn
+        losses.append(model.train()(images, instances))
+    torch.testing.assert_close(*losses)
+    for each in losses:
+        total(each).backward()
+    shared, own = alone.head.regress.weight.grad, repeated.head.regress.weight.grad
+    torch.testing.assert_close(shared, own.view(3, 4, -1).sum(0))
 
 
 @pytest.mark.parametrize("kind", KINDS)

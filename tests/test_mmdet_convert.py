@@ -76,6 +76,16 @@ def test_round_trips_are_equal_to_the_bit(kind: str, tmp_path: Path, capsys: pyt
     assert all(torch.equal(state[name], value) for name, value in ours.items())
 
 
+def test_boxes_for_all_classes_at_once_are_known_by_their_rows(tmp_path: Path) -> None:
+    row = torch.randn(4, HIDDEN)
+    changes = {"roi_head__bbox_head__fc_reg__weight": row, "roi_head__bbox_head__fc_reg__bias": torch.randn(4)}
+    theirs = changed("mask_rcnn", **changes)
+    model = davit.load(saved(theirs, tmp_path / "a.pth"), window=7)
+    assert model.config.head.class_agnostic_boxes
+    assert torch.equal(model.head.regress.weight, row)
+    assert not davit.load(saved(file_of("mask_rcnn"), tmp_path / "b.pth"), window=7).config.head.class_agnostic_boxes
+
+
 WRAPPERS: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "bare": lambda state: state,
     "model": lambda state: {"model": state},
@@ -186,9 +196,9 @@ WRONG = {
         lambda: changed("mask_rcnn", neck__fpn_convs__1__conv__weight=torch.ones(16, 16, 1, 1)),
         r"pyramid\.outputs\.1\.weight .*\(16, 16, 1, 1\), wanted \(16, 16, 3, 3\)",
     ),
-    "one box": (
-        lambda: changed("mask_rcnn", roi_head__bbox_head__fc_reg__weight=torch.ones(4, HIDDEN)),
-        r"head\.regress\.weight .*has 4 rows, and 3 classes need four each",
+    "offsets": (
+        lambda: changed("mask_rcnn", roi_head__bbox_head__fc_reg__weight=torch.ones(16, HIDDEN)),
+        r"head\.regress\.weight .*has 16 rows, and 3 classes need four each",
     ),
     "anchors": (lambda: changed("retinanet", bbox_head__retina_reg__weight=torch.ones(24, 16, 3, 3)), "has 6 anchors"),
     "rpn anchors": (lambda: changed("mask_rcnn", rpn_head__rpn_cls__weight=torch.ones(5, 16, 1, 1)), "has 5 anchors"),

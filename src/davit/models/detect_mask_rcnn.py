@@ -48,7 +48,7 @@ class MaskRCNN(nn.Module):
         self.fc1 = XavierLinear(channels * BOX_SIDE**2, config.hidden)
         self.fc2 = XavierLinear(config.hidden, config.hidden)
         self.classify = SmallLinear(config.hidden, num_classes + 1)
-        self.regress = OffsetLinear(config.hidden, 4 * num_classes)
+        self.regress = OffsetLinear(config.hidden, 4 if config.class_agnostic_boxes else 4 * num_classes)
         self.mask_convs = nn.ModuleList(RectifiedConv2d(channels, channels, 3, padding=1) for _ in range(MASK_CONVS))
         self.mask_upsample = RectifiedConvTranspose2d(channels, channels, 2, stride=2)
         self.mask_classify = RectifiedConv2d(channels, num_classes, 1)
@@ -97,7 +97,8 @@ class MaskRCNN(nn.Module):
     def look(self, regions: Tensor) -> tuple[Tensor, Tensor]:  # (R, channels, BOX_SIDE, BOX_SIDE)
         """Return class logits (R, K + 1) and offsets (R, K, 4) of regions."""
         features = F.relu(self.fc2(F.relu(self.fc1(regions.flatten(1)))))
-        return self.classify(features).float(), self.regress(features).view(-1, self.num_classes, 4).float()
+        offsets = self.regress(features).view(features.shape[0], -1, 4).float()
+        return self.classify(features).float(), offsets.expand(-1, self.num_classes, -1)
 
     def masks(self, regions: Tensor, indices: Tensor) -> Tensor:  # (R, channels, MASK_SIDE, MASK_SIDE), (R,)
         """Return mask logits (R, 28, 28) of regions, each for its class."""

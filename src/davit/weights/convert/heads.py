@@ -81,16 +81,20 @@ def _detector(state: StateDict, backbone: DaViTConfig) -> DetectorConfig:
 
 
 def _mask_rcnn(state: StateDict, backbone: DaViTConfig, channels: int) -> DetectorConfig:
-    hidden = need(state, "head.fc1.weight", 2).shape[0]
-    head = DetectorHead(kind="mask_rcnn", channels=channels, hidden=hidden)
-    _check_anchors(need(state, "head.proposals.objectness.weight", 4).shape[0], len(head.anchor_ratios))
     classes = need(state, "head.classify.weight", 2).shape[0] - 1  # the last is the background
     offsets = need(state, "head.regress.weight", 2).shape[0]
-    if offsets != 4 * classes:
+    if offsets not in (4, 4 * classes):
         raise ValueError(
-            f"tensor head.regress.weight (our name) has {offsets} rows, and {classes} classes need four each: boxes "
-            "for all classes at once, and files of mmdetection 1, are not supported"
+            f"tensor head.regress.weight (our name) has {offsets} rows, and {classes} classes need four each, or four "
+            "together: files of mmdetection 1 are not supported"
         )
+    head = DetectorHead(
+        kind="mask_rcnn",
+        channels=channels,
+        hidden=need(state, "head.fc1.weight", 2).shape[0],
+        class_agnostic_boxes=offsets < 4 * classes,
+    )
+    _check_anchors(need(state, "head.proposals.objectness.weight", 4).shape[0], len(head.anchor_ratios))
     return DetectorConfig(backbone=backbone, head=head, num_classes=classes)
 
 
