@@ -97,7 +97,8 @@ class MaskRCNN(nn.Module):
     def look(self, regions: Tensor) -> tuple[Tensor, Tensor]:  # (R, channels, BOX_SIDE, BOX_SIDE)
         """Return class logits (R, K + 1) and offsets (R, K, 4) of regions."""
         features = F.relu(self.fc2(F.relu(self.fc1(regions.flatten(1)))))
-        offsets = self.regress(features).view(features.shape[0], -1, 4).float()
+        own = 1 if self.config.class_agnostic_boxes else self.num_classes
+        offsets = self.regress(features).view(-1, own, 4).float()
         return self.classify(features).float(), offsets.expand(-1, self.num_classes, -1)
 
     def masks(self, regions: Tensor, indices: Tensor) -> Tensor:  # (R, channels, MASK_SIDE, MASK_SIDE), (R,)

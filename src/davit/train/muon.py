@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from davit.train.parallel import whole
 
 MOMENTUM = 0.95
-STEPS = 3  # five are usual; on small matrices three learn as much, and a step takes 0.06 s less (docs/results.md)
+STEPS = 3  # five are usual; three learned nearly as much (docs/results.md) with three fifths of the work
 _Matrix = tuple[nn.Parameter, dict[str, Any]]  # and the group that it belongs to
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at 0 of those that keep [0, 1] near 1 (the Muon note)
 _SHARE_OF_ADAMW = 0.2  # root mean square of an update of AdamW over the rate (arXiv 2502.16982, section 2.2)
