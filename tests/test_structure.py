@@ -74,6 +74,12 @@ def test_help_is_quick():
         assert "| torch\n" not in done.stderr, f"davit {verb} --help imports torch"
 
 
+def test_predicting_classes_needs_no_torchvision():
+    """It imports as much as torch itself, and would double the time to the first answer."""
+    script = "import sys, davit.inference.predictor; print('torchvision' in sys.modules)"
+    assert python("-c", script).stdout.split() == ["False"]
+
+
 def test_nothing_touches_cuda():
     script = (
         "import davit, torch; davit.create_model('davit_pico'); import davit.train.run, davit.inference.predictor;"

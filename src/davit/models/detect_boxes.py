@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 SIZE_LIMIT = math.log(1000 / 16)  # logarithm of how much larger or smaller than its anchor a box may get
 
@@ -89,5 +88,7 @@ def select(
     boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the most certain of boxes (N, 4) that overlap in a group, and of those the `count` best, best first."""
+    from torchvision.ops import batched_nms  # imports as much as torch itself; classifiers do without
+
     kept = batched_nms(boxes, scores, groups, threshold)[:count]
     return boxes[kept], scores[kept], groups[kept]

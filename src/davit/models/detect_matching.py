@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 BACKGROUND = -1
 NEITHER = -2
@@ -25,6 +24,8 @@ def match(objects: Tensor, boxes: Tensor, positive: float, negative: float, leas
     Returns:
         (N,) int64: index of the object, `BACKGROUND` or `NEITHER`.
     """
+    from torchvision.ops import box_iou  # imports as much as torch itself; classifiers do without
+
     if not len(objects) or not len(boxes):
         return boxes.new_full((len(boxes),), BACKGROUND, dtype=torch.int64)
     overlaps = box_iou(objects, boxes)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 FINEST_SIDE = 56  # regions smaller than twice this side in pixels come from the finest level
 
@@ -30,6 +29,8 @@ def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence
 
 def sample_regions(maps: Sequence[Tensor], strides: Sequence[int], regions: Tensor, side: int) -> Tensor:
     """The same for regions (N, 5): the index of the image, then the box."""
+    from torchvision.ops import roi_align  # imports as much as torch itself; classifiers do without
+
     levels = region_levels(regions[:, 1:], len(maps))
     places = [(levels == level).nonzero().squeeze(1) for level in range(len(maps))]
     pooled = [
@@ -57,6 +58,8 @@ def mask_targets(masks: Tensor, boxes: Tensor, owners: Tensor, side: int) -> Ten
     Returns:
         (N, side, side) float32.
     """
+    from torchvision.ops import roi_align  # imports as much as torch itself; classifiers do without
+
     regions = torch.cat((owners[:, None].to(boxes), boxes), dim=1)
     shares = roi_align(masks[:, None].float(), regions, (side, side), 1.0, sampling_ratio=0, aligned=True)
     return (shares[:, 0] >= 0.5).float()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from davit.models.detect_boxes import Anchors, clip, decode, encode, inside, select
 from davit.models.detect_matching import NEITHER, match
@@ -62,6 +61,8 @@ class RetinaNet(nn.Module):
         extents: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
         """Return the losses `classes` and `boxes`."""
+        from torchvision.ops import sigmoid_focal_loss  # imports as much as torch itself; classifiers do without
+
         anchors = torch.cat(self.anchors(maps))
         logits, offsets = self.look(maps)
         classes: list[Tensor] = []
