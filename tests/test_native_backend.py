@@ -1,9 +1,11 @@
 """The native engine in the place of models: predictions, detectors, segmenters, and what happens without a compiler."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +96,18 @@ def test_without_a_compiler_pytorch_computes_after_a_warning(monkeypatch):
 
 def test_an_engine_that_computes_something_else_is_not_used(monkeypatch):
     engine._checked_library.cache_clear()
-    listed = engine.list_tensors
-    monkeypatch.setattr(engine, "list_tensors", lambda model: [tensor * 1.001 for tensor in listed(model)])
-    with pytest.raises(NativeError, match=r"computes something else than the model .*eager backend"):
-        NativeBackend(classifier())
-    monkeypatch.undo()
+    coded = engine.with_codes
+
+    def wrong(weights, layers, kind):
+        made = coded(weights, layers)
+        tensors = {name: tensor.flip(0) if kind in name else tensor for name, tensor in made.tensors.items()}
+        return replace(made, tensors=tensors)
+
+    for kind in ("mlp.fc1.weight", "mlp.fc1.codes"):
+        monkeypatch.setattr(engine, "with_codes", functools.partial(wrong, kind=kind))
+        with pytest.raises(NativeError, match=r"computes something else than the model .*eager backend"):
+            NativeBackend(classifier())
+        monkeypatch.undo()
     engine._checked_library.cache_clear()
     backend.NativeEngine(classifier())
 

@@ -1,4 +1,4 @@
-"""The kernels of the native engine, each against its module of the reference model in float64."""
+"""The kernels of the native engine, each against its module of the reference model in float64, or whole numbers."""
 
 import ctypes
 import os
@@ -10,13 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from davit.inference.backends.native.build import FLAGS, SOURCE, compile_library, find_compiler
+from davit.inference.backends.native.quantization import code_weights
 from davit.inference.backends.native.weights import fold_norm, merge_tensors, position_tensors
 from davit.models.attention import channel_attention
 from davit.models.blocks import ConvPositionEncoding, Mlp
 from davit.models.davit import Downsample, PatchEmbed
 
-# The processor's own, and the narrower vectors of lesser ones, as far as this one can run them.
-TARGETS = {"native": "-march=native", "avx2": "-mavx2 -mfma -mno-avx512f", "plain": "-march=x86-64"}
+# The processor's own, and the narrower vectors and older instructions of lesser ones, as far as this one can run them.
+TARGETS = {
+    "native": "-march=native",
+    "no vnni": "-march=native -mno-avx512vnni",
+    "avx2": "-mavx2 -mfma -mno-avx512f",
+    "plain": "-march=x86-64",
+}
 X86 = os.uname().machine == "x86_64"
 
 
@@ -98,7 +104,7 @@ def test_linear(kernels, rows, inputs, outputs):
 def test_position_encoding_and_norm(kernels, height, width):
     position = randomise(ConvPositionEncoding(64))
     x = torch.randn(3, height, width, 64)
-    taps, bias = position_tensors(position)
+    taps, bias = (tensor for _, tensor in position_tensors("", position))
     out, y = torch.empty_like(x), torch.empty_like(x)
     call(kernels.test_gather_rows, x, 3, height, width, 64, taps.detach(), bias.detach(), out, y)
     wanted = position(x.double())
@@ -118,7 +124,7 @@ def test_windows_are_gathered_in_order(kernels, height, width, side):
         for y in range(0, height, side)
         for x in range(0, width, side)
     ]
-    taps, bias = (tensor.detach() for tensor in position_tensors(position))
+    taps, bias = (tensor.detach() for _, tensor in position_tensors("", position))
     for begin, end in ((0, len(windows)), (len(windows) // 2, len(windows)), (1, min(3, len(windows)))):
         out, y = torch.zeros_like(x), torch.zeros_like(x).flatten(0, 2)
         places = torch.zeros(len(y), dtype=torch.int64)
@@ -161,6 +167,14 @@ def test_channel_attention(kernels, tokens, parts):
     close(found, wanted[0, 0], 1e-5)
 
 
+@pytest.mark.parametrize(("tokens", "channels", "parts"), [(1, 32, 1), (100, 96, 3), (33, 160, 2), (700, 64, 5)])
+def test_gram_matrix_and_sums(kernels, tokens, channels, parts):
+    x = torch.randn(tokens, channels) + 0.3
+    found = torch.empty(channels + 1, channels)
+    call(kernels.test_gram, x, tokens, channels, parts, found)
+    close(found, torch.cat((x.double().T @ x.double(), x.double().sum(0, keepdim=True))))
+
+
 @pytest.mark.parametrize(("height", "width", "channels"), [(1, 1, 3), (2, 9, 1), (13, 30, 3), (32, 33, 5)])
 def test_patch_embedding(kernels, height, width, channels):
     module = randomise(PatchEmbed(channels, 64))
@@ -180,9 +194,13 @@ def test_patch_merging(kernels, kernel, height, width):
     x = torch.randn(2, height, width, 32)
     wanted = module(x.double())
     found = torch.empty(wanted.shape)
-    weights = [module.norm.weight, module.norm.bias, *merge_tensors(module)]
-    call(kernels.test_merge, x, 2, height, width, 32, 96, kernel, *(weight.detach() for weight in weights), found)
+    norm = [module.norm.weight.detach(), module.norm.bias.detach()]
+    weight, bias = (tensor.detach() for tensor in merge_tensors(module))
+    call(kernels.test_merge, x, 2, height, width, 32, 96, kernel, *norm, weight, None, None, bias, found)
     close(found, wanted, 1e-5)
+    codes, scales = code_weights(weight.float())
+    call(kernels.test_merge, x, 2, height, width, 32, 96, kernel, *norm, None, codes, scales, bias, found)
+    close(found, wanted, 0.05)
 
 
 def test_norm_folded_into_the_mlp_behind_it(kernels):
@@ -195,3 +213,76 @@ def test_norm_folded_into_the_mlp_behind_it(kernels):
     call(kernels.test_linear, weight, bias, 64, 150, normed, 20, 2, hidden)
     call(kernels.test_linear, mlp.fc2.weight.detach(), mlp.fc2.bias.detach(), 150, 64, hidden, 20, 0, found)
     close(found, wanted, 1e-5)
+
+
+def coded(kernels, x: Tensor, kind: int = 0) -> tuple[Tensor, Tensor]:
+    """Codes and scales of rows; kind 0 as they are, 1 normed, 2 behind GELU."""
+    codes, scales = torch.full(x.shape, 99, dtype=torch.int32), torch.empty(len(x))
+    call(kernels.test_codes, x, *x.shape, kind, codes, scales)
+    return codes, scales
+
+
+@pytest.mark.parametrize("inputs", [32, 64, 352])
+def test_codes_are_half_a_step_off_at_most(kernels, inputs):
+    x = (torch.randn(20, inputs) + torch.linspace(0, 3, 20)[:, None]) * torch.logspace(-6, 6, 20)[:, None]
+    for kind, wanted in enumerate((x, F.layer_norm(x.double(), (inputs,)), F.gelu(x.double()))):
+        codes, scales = coded(kernels, x, kind)
+        torch.testing.assert_close(scales, wanted.abs().amax(1).float() / 127, rtol=1e-4, atol=1e-5 * (kind > 0))
+        assert (codes * scales[:, None] - wanted).abs().le(scales[:, None] * 0.502 + 3e-4 * (kind == 2)).all()
+        assert codes.abs().amax(1).ge(126).all()
+
+
+@pytest.mark.parametrize("inputs", [1, 5, 17, 33, 103])
+def test_codes_of_rows_that_fill_no_vector(kernels, inputs):
+    x = torch.randn(9, inputs)
+    codes, scales = coded(kernels, x)
+    assert codes.equal((x / x.abs().amax(1, keepdim=True) * 127).round().int())
+    assert scales.equal(x.abs().amax(1) / 127)
+
+
+def test_codes_of_rows_at_the_edges(kernels):
+    x = torch.zeros(6, 64)
+    x[1, 5], x[2] = 3e38, 1e-40  # one huge outlier; nothing but subnormals
+    x[2:, 7] = torch.tensor([1e-40, float("nan"), float("inf"), -float("inf")])
+    x[3, 9] = 1e30
+    codes, scales = coded(kernels, x)
+    assert codes[0].eq(0).all()
+    assert scales[0] == 0
+    assert (codes[1, 5], codes[1].count_nonzero()) == (127, 1)
+    assert codes[2].eq(0).all()
+    assert scales[:3].isfinite().all()
+    assert not scales[3:].isfinite().any()
+    assert scales[3].isnan()
+    assert not (coded(kernels, x[3:], 1)[1].isfinite()).any()
+    assert not (coded(kernels, x[3:5], 2)[1].isfinite()).any()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 49, 61])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(32, 32), (147, 96), (33, 10), (300, 200), (1, 4), (5, 64), (2048, 20)]
+)
+def test_whole_numbers_are_multiplied_exactly(kernels, rows, inputs, outputs):
+    """Rows and weights up to 127 have themselves for codes; sums of the largest ones would saturate pairs."""
+    weight, x = torch.randint(-127, 128, (outputs, inputs)), torch.randint(-127, 128, (rows, inputs))
+    weight[::3], x[::2], x[:, -1] = weight[::3].sign() * 127, 127, 127
+    weight[-1] = 127
+    bias, before, ones = torch.randn(outputs), torch.randn(rows, outputs), torch.ones(outputs)
+    for begin in {0, inputs // 8 * 4}:
+        sums = (x[:, begin:] @ weight[:, begin:].T).double()
+        exact = sums + bias.double() * (begin == 0)
+        for finish, wanted in enumerate((exact, before + exact)):
+            found = before.clone()
+            arguments = (weight.to(torch.int8), ones, bias, inputs, outputs, x.float(), rows, begin, finish, found)
+            call(kernels.test_coded_linear, *arguments)
+            assert (found - wanted).abs().le(wanted.abs() * 2e-7 + 1e-6).all()
+
+
+def test_scales_of_rows_and_outputs(kernels):
+    weight, x, bias = torch.randn(40, 64), torch.randn(13, 64) * torch.logspace(-3, 3, 13)[:, None], torch.randn(40)
+    (codes, scales), found = code_weights(weight), torch.empty(13, 40)
+    call(kernels.test_coded_linear, codes, scales, bias, 64, 40, x, 13, 0, 0, found)
+    row_codes, row_scales = coded(kernels, x)
+    sums = row_codes.long() @ codes.long().T
+    close(found, sums * scales.double() * row_scales.double()[:, None] + bias)
+    call(kernels.test_coded_linear, codes, scales, bias, 64, 40, x, 13, 0, 2, found)
+    close(found, F.gelu(sums * scales.double() * row_scales.double()[:, None] + bias))

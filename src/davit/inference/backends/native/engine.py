@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from davit.inference.backends.native.build import NativeError, load_library
+from davit.inference.backends.native.quantization import Quantization
 from davit.inference.backends.native.weights import (
     NativeModel,
-    backbone_of,
-    check_supported,
-    list_numbers,
-    list_tensors,
+    NativeWeights,
+    layer_names,
+    native_weights,
+    with_codes,
 )
 from davit.models.classifier import Classifier
 from davit.models.config import ClassifierConfig, DaViTConfig
@@ -24,10 +25,11 @@ from davit.models.config import ClassifierConfig, DaViTConfig
 OUT_OF_MEMORY = 1
 MOST_THREADS = 1024
 CHECKED = 1e-4  # of the self-check, over the largest logit
+CHECKED_INT8 = 0.1  # the same in int8; what is wrong there is wholly wrong
 
 
 class NativeEngine:
-    """The forward of a model in evaluation mode, on the CPU in float32, without gradients.
+    """The forward of a model in evaluation mode, on the CPU in float32 or partly int8, without gradients.
 
     The weights are copied and packed once. Calls from several threads take turns, also those of several engines: each
     uses all its threads. The memory for activations grows to what the largest batch takes, and is used again. A forked
@@ -39,26 +41,34 @@ class NativeEngine:
         threads: of each call; None takes as many as PyTorch has at the time.
     """
 
-    def __init__(self, model: NativeModel, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: NativeModel | NativeWeights,
+        threads: int | None = None,
+        quantization: Quantization | None = None,
+    ) -> None:
         """Pack a model's weights.
 
         Args:
-            model: a classifier, a backbone, or a backbone with norms on its maps.
+            model: a classifier, a backbone, a backbone with norms on its maps; or weights taken from one before.
             threads: None takes as many as PyTorch.
+            quantization: which layers are int8; None for none but those that are so in the weights.
 
         Raises:
             NativeError: the engine cannot be compiled here, or does not compute what the model computes.
-            ValueError: an architecture that it does not know; a bad number of threads.
+            ValueError: an architecture that it does not know; no such layer; a bad number of threads.
         """
         _check_threads(threads)
+        if not isinstance(model, NativeWeights):
+            model = native_weights(model)
+        if quantization is not None:
+            model = with_codes(model, quantization.layers)
         self._pack(_checked_library(), model)
         self.threads = threads
 
-    def _pack(self, library: ctypes.CDLL, model: NativeModel) -> None:
-        self.config = backbone_of(model).config
-        check_supported(self.config)
-        self.classes = model.config.num_classes if isinstance(model, Classifier) else 0
-        numbers, tensors = list_numbers(model), list_tensors(model)
+    def _pack(self, library: ctypes.CDLL, weights: NativeWeights) -> None:
+        self.config, self.classes = weights.config, weights.classes
+        numbers, tensors = weights.numbers, list(weights.tensors.values())
         pointers = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
         reason = ctypes.create_string_buffer(256)
         self._library = library
@@ -170,9 +180,16 @@ def _checked_library() -> ctypes.CDLL:
     library = load_library()
     declare(library)
     model = _small_model()
-    engine = NativeEngine.__new__(NativeEngine)
-    engine._pack(library, model)
-    engine.threads = None
+    weights = native_weights(model)
+    for coded, allowed in (((), CHECKED), (layer_names(weights.config), CHECKED_INT8)):
+        engine = NativeEngine.__new__(NativeEngine)
+        engine._pack(library, with_codes(weights, coded))
+        engine.threads = None
+        _check_answers(engine, model, allowed)
+    return library
+
+
+def _check_answers(engine: NativeEngine, model: Classifier, allowed: float) -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((2, 3, 37, 50), (1, 3, 64, 64)):
         images = torch.randn(shape, generator=generator)
@@ -180,12 +197,11 @@ def _checked_library() -> ctypes.CDLL:
             wanted, found = model(images), engine(images)
         assert isinstance(found, Tensor)
         difference = float((wanted - found).abs().max() / wanted.abs().max())
-        if not difference <= CHECKED:
+        if not difference <= allowed:
             raise NativeError(
                 "the native engine compiled here computes something else than the model (logits differ by "
                 f"{difference:.1g} of the largest); compute with the eager backend, and report compiler and processor"
             )
-    return library
 
 
 def declare(library: ctypes.CDLL) -> None:

@@ -15,31 +15,30 @@ constexpr int SUMMED = 32;  // tokens added up before they join the sum of all: 
 
 namespace detail {
 
-// ROWS rows of two vectors of the logits.
-template <int ROWS>
-inline void logit_tile(const float* query, const float* key, size_t stride, int tokens, float* logits) {
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r) {
-    store(logits + r * HEAD, Vec{});
-    store(logits + r * HEAD + LANES, Vec{});
-  }
+// to += left^T right over some tokens: ROWS channels of one by WIDTH vectors of the other.
+template <int ROWS, int WIDTH>
+void outer_tile(const float* left, const float* right, size_t stride, int tokens, float* to, size_t to_stride) {
   for (int begin = 0; begin < tokens; begin += SUMMED) {
     const int count = std::min(SUMMED, tokens - begin);
-    Vec sums[ROWS][2] = {};
-    for (int t = 0; t < count; ++t, query += stride, key += stride) {
-      const Vec first = load(key), second = load(key + LANES);
+    Vec sums[ROWS][WIDTH] = {};
+    for (int t = 0; t < count; ++t, left += stride, right += stride) {
+      Vec vectors[WIDTH];
+#pragma GCC unroll 3
+      for (int j = 0; j < WIDTH; ++j) vectors[j] = load(right + j * LANES);
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
-        const Vec left = fill(query[r]);
-        sums[r][0] += left * first;
-        sums[r][1] += left * second;
+        const Vec one = fill(left[r]);
+#pragma GCC unroll 3
+        for (int j = 0; j < WIDTH; ++j) sums[r][j] += one * vectors[j];
       }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      float* to = logits + r * HEAD;
-      store(to, load(to) + sums[r][0]);
-      store(to + LANES, load(to + LANES) + sums[r][1]);
+#pragma GCC unroll 3
+      for (int j = 0; j < WIDTH; ++j) {
+        float* at = to + r * to_stride + j * LANES;
+        store(at, load(at) + sums[r][j]);
+      }
     }
   }
 }
@@ -49,9 +48,10 @@ inline void logit_tile(const float* query, const float* key, size_t stride, int 
 // logits (32, 32) = query^T key over some tokens: rows of `stride` floats, 32 channels from each pointer on. It matters
 // how they are summed: the logits grow with the tokens, and softmax takes their differences.
 inline void channel_logits(const float* query, const float* key, size_t stride, int tokens, float* logits) {
+  for (int i = 0; i < AFFINITY; i += LANES) store(logits + i, Vec{});
   for (int i = 0; i < HEAD; i += TILE_ROWS) {
     for (int j = 0; j < HEAD; j += 2 * LANES) {
-      detail::logit_tile<TILE_ROWS>(query + i, key + j, stride, tokens, logits + i * HEAD + j);
+      detail::outer_tile<TILE_ROWS, 2>(query + i, key + j, stride, tokens, logits + i * HEAD + j, HEAD);
     }
   }
 }

@@ -3,9 +3,8 @@
 
 #include <cstring>
 
-#include "norm.hpp"
+#include "activations.hpp"
 #include "position.hpp"
-#include "product.hpp"
 
 namespace davit {
 
@@ -73,38 +72,53 @@ struct Merge {
   }
 };
 
-// One row of the normed, padded map; zeros enter after the norm. Rows are counted over all images.
-inline void norm_row(const float* map, const Map& from, const Merge& merge, int row, float* out) {
+// One row of the normed, padded map, as the convolution wants it; zeros enter after the norm. Rows are counted over all
+// images. `spare` has room for a token.
+inline void norm_row(const float* map, const Map& from, const Merge& merge, int row, const Activations& out,
+                     float* spare) {
   const Map padded = merge.padded(from);
+  const bool coded = merge.convolution.codes;
   const int C = from.channels, image = row / padded.height, y = row % padded.height - merge.before();
-  float* to = out + static_cast<size_t>(row) * padded.width * C;
-  for (int column = 0; column < padded.width; ++column, to += C) {
+  for (int column = 0; column < padded.width; ++column) {
+    const size_t place = static_cast<size_t>(row) * padded.width + column;
+    float* to = coded ? spare : out.rows + place * C;
     const int x = column - merge.before();
     if (y < 0 || y >= from.height || x < 0 || x >= from.width) {
       std::memset(to, 0, C * sizeof(float));
-      continue;
+    } else {
+      normalise(map + ((static_cast<size_t>(image) * from.height + y) * from.width + x) * C, C, merge.norm, to);
     }
-    const size_t token = (static_cast<size_t>(image) * from.height + y) * from.width + x;
-    normalise(map + token * C, C, merge.norm, to);
+    if (coded) out.codings[place] = code_row(to, C, out.codes_of(place));
   }
 }
 
 // Tokens [begin, end) of the next map, some panels of their channels, from the normed, padded map. The tokens under a
-// row of the kernel lie side by side, so that each of its rows is one product. `sources` has room for a pointer a token.
-inline void merge_tokens(const float* normed, const Map& padded, const Map& to, const Merge& merge, Range panels,
-                         size_t begin, size_t end, const float** sources, float* out) {
-  const int C = padded.channels, depth = merge.kernel * C;
+// row of the kernel lie side by side, so that each of its rows is one product; of codes, each token is one, for each has
+// a scale of its own. `sources` has room for a place for each token.
+inline void merge_tokens(const Activations& normed, const Map& padded, const Map& to, const Merge& merge, Range panels,
+                         size_t begin, size_t end, size_t* sources, float* out) {
+  const int C = padded.channels, depth = merge.kernel * C, rows = static_cast<int>(end - begin);
   for (size_t token = begin; token < end; ++token) {
     const size_t image = token / to.area(), within = token % to.area();
     const size_t y = image * padded.height + 2 * (within / to.width), x = 2 * (within % to.width);
-    sources[token - begin] = normed + (y * padded.width + x) * C;
+    sources[token - begin] = y * padded.width + x;
   }
-  float* first = out + begin * to.channels + merge.convolution.column(panels.begin);
+  const Rows result{out + begin * to.channels + merge.convolution.column(panels.begin), static_cast<size_t>(to.channels)};
   for (int row = 0; row < merge.kernel; ++row) {
-    const size_t below = static_cast<size_t>(row) * padded.width * C;
-    multiply(merge.convolution, panels, Range{row * depth, (row + 1) * depth},
-             [=](int i) { return sources[i] + below; }, static_cast<int>(end - begin),
-             row ? Finish::add : Finish::set, Rows{first, static_cast<size_t>(to.channels)});
+    const size_t below = static_cast<size_t>(row) * padded.width;
+    const int input = row * depth;
+    if (!merge.convolution.codes) {
+      multiply(merge.convolution, panels, Range{input, input + depth},
+               [&](int i) { return normed.rows + (sources[i] + below) * C; }, rows, row ? Finish::add : Finish::set,
+               result);
+      continue;
+    }
+    for (int column = 0; column < merge.kernel; ++column) {
+      const int place = input + column * C;
+      multiply_codes(merge.convolution, panels, Range{place, place + C},
+                     [&](int i) { return normed.coded(sources[i] + below + column); }, rows,
+                     place ? Finish::add : Finish::set, result);
+    }
   }
 }
 

@@ -48,7 +48,7 @@ bool countable(const Model& model, int batch, int height, int width) {
 extern "C" {
 
 // Numbers and tensors as `read_model` takes them; the tensors are copied. Null with a reason where they do not fit.
-void* davit_create(const int* numbers, int count, const float* const* tensors, int tensor_count, char* reason,
+void* davit_create(const int* numbers, int count, const void* const* tensors, int tensor_count, char* reason,
                    size_t room) {
   Engine* engine = nullptr;
   try {

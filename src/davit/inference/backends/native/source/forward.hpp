@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "gram.hpp"
 #include "wide.hpp"
 
 namespace davit {
@@ -22,8 +23,10 @@ inline void embed_images(const Context& context, const Images& images, const Map
 inline void merge_maps(const Context& context, const Merge& merge, const Map& from, const Map& to, const float* in,
                        float* out) {
   const Map padded = merge.padded(from);
-  context.pool.run(padded.batch * padded.height, context.threads,
-                   [&](int row, int) { norm_row(in, from, merge, row, context.space.values); });
+  const Activations normed = context.space.normed(from.channels);
+  context.pool.run(padded.batch * padded.height, context.threads, [&](int row, int thread) {
+    norm_row(in, from, merge, row, normed, context.space.of_thread(thread));
+  });
   const Cut strips = cut(static_cast<int>(to.tokens()), MERGE_TOKENS, context.threads);
   // Where there are few strips, threads also share out the channels.
   const int panels = merge.convolution.panels();
@@ -31,15 +34,17 @@ inline void merge_maps(const Context& context, const Merge& merge, const Map& fr
   context.pool.run(strips.count * columns.count, context.threads, [&](int item, int thread) {
     const int strip = item / columns.count, column = item % columns.count;
     Pieces pieces(context.space.of_thread(thread));
-    merge_tokens(context.space.values, padded, to, merge, Range{columns.begin(column), columns.end(column)},
-                 strips.begin(strip), strips.end(strip), pieces.of<const float*>(MERGE_TOKENS), out);
+    merge_tokens(normed, padded, to, merge, Range{columns.begin(column), columns.end(column)}, strips.begin(strip),
+                 strips.end(strip), pieces.of<size_t>(MERGE_TOKENS), out);
   });
 }
 
 // One attention block; the map goes from `x` through `spare` and back, or the two change places.
 inline void run_block(const Context& context, const StagePlan& plan, const Block& block, float*& x, float*& spare) {
-  const auto attention = plan.wide ? (block.channel ? channel_wide : window_wide)
-                                   : (block.channel ? channel_strips : window_strips);
+  const bool gram = plan.gram_parts && block.gram();
+  const auto attention = !block.channel ? (plan.wide ? window_wide : window_strips)
+                         : gram         ? channel_gram
+                                        : (plan.wide ? channel_wide : channel_strips);
   attention(context, plan, block, x, spare);
   std::swap(x, spare);
   if (!block.mlp) return;

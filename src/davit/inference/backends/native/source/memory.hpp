@@ -66,8 +66,8 @@ class Pieces {
   }
   template <class T>
   T* of(size_t count) {
-    static_assert(alignof(T) <= LINE && sizeof(T) % sizeof(float) == 0, "pieces are cache lines of floats");
-    return reinterpret_cast<T*>(floats(count * sizeof(T) / sizeof(float)));
+    static_assert(alignof(T) <= LINE, "pieces are whole cache lines");
+    return reinterpret_cast<T*>(floats((count * sizeof(T) + sizeof(float) - 1) / sizeof(float)));
   }
   size_t used() const { return used_; }
 

@@ -26,12 +26,16 @@ struct Block {
   Position mlp_position;
   Linear fc1;
   Linear fc2;
+
+  // The Gram matrix may take the place of its products, which are not in int8.
+  bool gram() const { return channel && !qkv.codes && !projection.codes; }
 };
 
 struct Stage {
   int width = 0;
   Merge merge;  // not in the first stage
   std::vector<Block> blocks;
+  bool coded = false;  // some layers of the blocks are in int8
   Norm map_norm;  // of the map as it goes out; without weights it goes out as it is
 };
 
@@ -49,24 +53,26 @@ struct Model {
 // Reads numbers and tensors in the order in which `weights.py` lists them.
 class Reader {
  public:
-  Reader(const int* numbers, int count, const float* const* tensors, int tensor_count)
+  Reader(const int* numbers, int count, const void* const* tensors, int tensor_count)
       : numbers_(numbers), numbers_left_(count), tensors_(tensors), tensors_left_(tensor_count) {}
   int number() {
     if (numbers_left_-- < 1) throw std::invalid_argument("too few numbers");
     return *numbers_++;
   }
-  const float* tensor() {
-    if (tensors_left_-- < 1) throw std::invalid_argument("too few tensors");
-    return *tensors_++;
-  }
+  const float* tensor() { return static_cast<const float*>(next()); }
+  const int8_t* codes() { return static_cast<const int8_t*>(next()); }
   void finish() const {
     if (numbers_left_ || tensors_left_) throw std::invalid_argument("too many numbers or tensors");
   }
 
  private:
+  const void* next() {
+    if (tensors_left_-- < 1) throw std::invalid_argument("too few tensors");
+    return *tensors_++;
+  }
   const int* numbers_;
   int numbers_left_;
-  const float* const* tensors_;
+  const void* const* tensors_;
   int tensors_left_;
 };
 
@@ -75,6 +81,15 @@ namespace detail {
 inline Linear read_linear(Reader& reader, Store& store, int inputs, int outputs) {
   const float* weights = reader.tensor();
   return pack(store, weights, reader.tensor(), inputs, outputs);
+}
+
+// Codes, scales and bias with `coded`.
+inline Linear read_linear(Reader& reader, Store& store, int inputs, int outputs, bool coded) {
+  if (!coded) return read_linear(reader, store, inputs, outputs);
+  if (inputs > MOST_CODED) throw std::invalid_argument("a layer has too many inputs for int8");
+  const int8_t* codes = reader.codes();
+  const float* scales = reader.tensor();
+  return pack_codes(store, codes, scales, reader.tensor(), inputs, outputs);
 }
 
 inline Norm read_norm(Reader& reader, Store& store, int width) {
@@ -89,30 +104,33 @@ inline Position read_position(Reader& reader, Store& store, int width) {
 
 }  // namespace detail
 
-// A block of `width` channels; `hidden` is the width inside its MLP, zero for none.
+// A block of `width` channels; `hidden` is the width inside its MLP, zero for none. A number for each of its layers (query,
+// key and value together; projection; those of the MLP) is one for int8.
 inline Block read_block(Reader& reader, Store& store, int width, bool channel, bool position, int hidden) {
   Block block;
   block.channel = channel;
   if (position) block.attention_position = detail::read_position(reader, store, width);
+  const bool coded_qkv = reader.number(), coded_projection = reader.number();
   if (channel) {
-    block.qkv = detail::read_linear(reader, store, width, 2 * width);
-    block.value = detail::read_linear(reader, store, width, width);
+    block.qkv = detail::read_linear(reader, store, width, 2 * width, coded_qkv);
+    block.value = detail::read_linear(reader, store, width, width, coded_qkv);
   } else {
-    block.qkv = detail::read_linear(reader, store, width, 3 * width);
+    block.qkv = detail::read_linear(reader, store, width, 3 * width, coded_qkv);
     block.padded_key_value = store.copy(reader.tensor(), static_cast<size_t>(2) * width);
   }
-  block.projection = detail::read_linear(reader, store, width, width);
+  block.projection = detail::read_linear(reader, store, width, width, coded_projection);
   block.mlp = hidden > 0;
   if (!block.mlp) return block;
   if (position) block.mlp_position = detail::read_position(reader, store, width);
-  block.fc1 = detail::read_linear(reader, store, width, hidden);
-  block.fc2 = detail::read_linear(reader, store, hidden, width);
+  const bool coded_fc1 = reader.number(), coded_fc2 = reader.number();
+  block.fc1 = detail::read_linear(reader, store, width, hidden, coded_fc1);
+  block.fc2 = detail::read_linear(reader, store, hidden, width, coded_fc2);
   return block;
 }
 
 // Numbers: in_channels, merge kernel, window, scale by tokens, position convolutions, norms on the maps, classes (zero
-// for maps), attentions of a dual block, a one for each that is channel attention; then width, depth and hidden width of
-// each stage.
+// for maps), attentions of a dual block, a one for each that is channel attention; then for each stage width, depth and
+// hidden width, from the second on whether its merge is in int8, and what `read_block` reads.
 inline void read_model(Reader& reader, Model& model) {
   model.in_channels = reader.number();
   const int kernel = reader.number();
@@ -134,11 +152,13 @@ inline void read_model(Reader& reader, Model& model) {
     } else {
       stage.merge.kernel = kernel;
       stage.merge.norm = detail::read_norm(reader, store, below);
-      stage.merge.convolution = detail::read_linear(reader, store, kernel * kernel * below, width);
+      stage.merge.convolution = detail::read_linear(reader, store, kernel * kernel * below, width, reader.number());
     }
     for (int d = 0; d < depth; ++d) {
       for (const bool is_channel : channel) {
-        stage.blocks.push_back(read_block(reader, store, width, is_channel, position, hidden));
+        const Block block = read_block(reader, store, width, is_channel, position, hidden);
+        stage.coded |= block.qkv.codes || block.projection.codes || block.fc1.codes || block.fc2.codes;
+        stage.blocks.push_back(block);
       }
     }
     if (map_norms) stage.map_norm = detail::read_norm(reader, store, width);

@@ -122,7 +122,7 @@ void multiply(const Linear& linear, Range panels, Range inputs, In in, int rows,
         // The first tiles of a panel fetch the next one between them.
         const int part = first / height % 3;
         choose_tile(height, panel.width)(a, weights, static_cast<size_t>(panel.width) * LANES, depth,
-                                         k == 0 ? linear.bias + panel.first * LANES : nullptr,
+                                         k == 0 && linear.bias ? linear.bias + panel.first * LANES : nullptr,
                                          k > inputs.begin || finish == Finish::add, c,
                                          next + static_cast<size_t>(part) * depth * (LINE / sizeof(float)));
         if (finish == Finish::gelu && last) {

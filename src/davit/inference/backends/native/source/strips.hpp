@@ -30,7 +30,7 @@ inline void attend_windows(const Windows& windows, const Block& block, int begin
     const float* padded = block.padded_key_value + head * HEAD;
     const WindowHead one{query, query + C, query + 2 * C, 3 * C, windows.tokens(window), windows.padded(window),
                          padded, padded + C};
-    attend_window(one, attention, scratch.y + token * C + head * HEAD, C);
+    attend_window(one, attention, scratch.y.rows + token * C + head * HEAD, C);
   }
 }
 
@@ -45,14 +45,15 @@ inline void window_strips(const Context& context, const StagePlan& plan, const B
     Pieces pieces(context.space.of_thread(thread));
     const AttentionScratch attention(pieces, windows.side * windows.side);
     const BlockScratch scratch(pieces, plan, tokens);
-    gather_windows(in, windows, block.attention_position, begin, end, out, scratch.y, scratch.places);
-    multiply(block.qkv, all_panels(block.qkv), all_inputs(block.qkv), ConstRows{scratch.y, C}, tokens, Finish::set,
+    gather_windows(in, windows, block.attention_position, begin, end, out, block.qkv, scratch.y, scratch.places);
+    multiply(block.qkv, all_panels(block.qkv), all_inputs(block.qkv), scratch.y, tokens, Finish::set,
              Rows{scratch.qkv, 3 * C});
     for (int head = 0; head < plan.map.channels / HEAD; ++head) {
       attend_windows(windows, block, begin, end, head, attention, scratch, first);
     }
-    multiply(block.projection, all_panels(block.projection), all_inputs(block.projection), ConstRows{scratch.y, C},
-             tokens, Finish::add, [&](int row) { return scratch.places[row]; });
+    scratch.y.prepare(block.projection, 0, tokens);
+    multiply(block.projection, all_panels(block.projection), all_inputs(block.projection), scratch.y, tokens,
+             Finish::add, [&](int row) { return scratch.places[row]; });
   });
 }
 
@@ -72,11 +73,11 @@ inline void channel_strips(const Context& context, const StagePlan& plan, const 
     const int tokens = (rows.end - rows.begin) * map.width;
     Pieces pieces(context.space.of_thread(thread));
     const BlockScratch scratch(pieces, plan, tokens);
-    gather_rows(in, map, block.attention_position, rows.begin, rows.end, out, scratch.y);
+    gather_rows(in, map, block.attention_position, rows.begin, rows.end, out, block.qkv, scratch.y);
     float* values = context.space.values + static_cast<size_t>(rows.begin) * map.width * C;
-    multiply(block.value, all_panels(block.value), all_inputs(block.value), ConstRows{scratch.y, C}, tokens,
-             Finish::set, Rows{values, C});
-    multiply(block.qkv, all_panels(block.qkv), all_inputs(block.qkv), ConstRows{scratch.y, C}, tokens, Finish::set,
+    multiply(block.value, all_panels(block.value), all_inputs(block.value), scratch.y, tokens, Finish::set,
+             Rows{values, C});
+    multiply(block.qkv, all_panels(block.qkv), all_inputs(block.qkv), scratch.y, tokens, Finish::set,
              Rows{scratch.qkv, 2 * C});
     for (int group = 0; group < groups; ++group) {
       const float* query = scratch.qkv + group * HEAD;
@@ -100,11 +101,22 @@ inline void channel_strips(const Context& context, const StagePlan& plan, const 
     const float* affinity = context.space.affinity + static_cast<size_t>(item / strips.count) * groups * AFFINITY;
     for (int group = 0; group < groups; ++group) {
       apply_affinity(context.space.values + first + group * HEAD, C, affinity + static_cast<size_t>(group) * AFFINITY,
-                     tokens, scratch.y + group * HEAD, C);
+                     tokens, scratch.y.rows + group * HEAD, C);
     }
-    multiply(block.projection, all_panels(block.projection), all_inputs(block.projection), ConstRows{scratch.y, C},
-             tokens, Finish::add, Rows{out + first, C});
+    scratch.y.prepare(block.projection, 0, tokens);
+    multiply(block.projection, all_panels(block.projection), all_inputs(block.projection), scratch.y, tokens,
+             Finish::add, Rows{out + first, C});
   });
+}
+
+// GELU of the hidden channels: with the first product, or with the codes for the second.
+inline Finish hidden_finish(const Block& block) { return block.fc2.codes ? Finish::set : Finish::gelu; }
+
+inline void prepare_hidden(const Block& block, const Activations& hidden, Range inputs, size_t begin, size_t end) {
+  for (size_t row = begin; block.fc2.codes && row < end; ++row) {
+    hidden.codings[row] =
+        code_gelu(hidden.rows + row * hidden.stride, inputs.end - inputs.begin, hidden.codes_of(row));
+  }
 }
 
 inline void mlp_strips(const Context& context, const StagePlan& plan, const Block& block, const float* in, float* out) {
@@ -114,16 +126,15 @@ inline void mlp_strips(const Context& context, const StagePlan& plan, const Bloc
     const int tokens = (end - begin) * plan.map.width;
     Pieces pieces(context.space.of_thread(thread));
     const BlockScratch scratch(pieces, plan, tokens);
-    gather_rows(in, plan.map, block.mlp_position, begin, end, out, scratch.y);
+    gather_rows(in, plan.map, block.mlp_position, begin, end, out, block.fc1, scratch.y);
     float* first = out + static_cast<size_t>(begin) * plan.map.width * C;
-    const size_t width = plan.hidden;
     for (int panel = 0; panel < block.fc1.panels(); panel += plan.hidden_panels) {
       const int last = std::min(panel + plan.hidden_panels, block.fc1.panels());
       const Range hidden{block.fc1.column(panel), std::min(block.fc1.column(last), block.fc2.inputs)};
-      multiply(block.fc1, Range{panel, last}, all_inputs(block.fc1), ConstRows{scratch.y, C}, tokens, Finish::gelu,
-               Rows{scratch.hidden, width});
-      multiply(block.fc2, all_panels(block.fc2), hidden, ConstRows{scratch.hidden, width}, tokens, Finish::add,
-               Rows{first, C});
+      multiply(block.fc1, Range{panel, last}, all_inputs(block.fc1), scratch.y, tokens, hidden_finish(block),
+               Rows{scratch.hidden.rows, scratch.hidden.stride});
+      prepare_hidden(block, scratch.hidden, hidden, 0, tokens);
+      multiply(block.fc2, all_panels(block.fc2), hidden, scratch.hidden, tokens, Finish::add, Rows{first, C});
     }
   });
 }

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "norm.hpp"
+#include "activations.hpp"
 #include "position.hpp"
 
 namespace davit {
@@ -33,11 +33,13 @@ struct Windows {
 };
 
 // Position encoding and norm of the tokens of windows [begin, end): the residual stream goes from `in` to `out`, maps
-// both; the normed tokens to `y`, window after window; and `places` gets where in `out` each token lies.
+// both; the normed tokens to `y`, window after window, as `layer` wants them; and `places` gets where in `out` each
+// token lies.
 inline void gather_windows(const float* in, const Windows& windows, Position position, int begin, int end, float* out,
-                           float* y, float** places) {
+                           const Linear& layer, const Activations& y, float** places) {
   const Map& map = windows.map;
   const int C = map.channels, side = windows.side;
+  size_t taken = 0;
   for (int window = begin; window < end;) {
     const int column = windows.column(window), height = windows.height(window), top = windows.row(window) * side;
     const int run = std::min(end - window, windows.columns() - column);  // neighbours in one row of windows
@@ -51,25 +53,27 @@ inline void gather_windows(const float* in, const Windows& windows, Position pos
         const size_t first = static_cast<size_t>(x - left) * height + static_cast<size_t>(r) * width;
         for (int i = 0; i < width; ++i, row += C) {
           places[first + i] = row;
-          normalise(row, C, y + (first + i) * C);
+          y.norm(layer, row, taken + first + i);
         }
       }
     }
     const size_t tokens = static_cast<size_t>(height) * (right - left);
     places += tokens;
-    y += tokens * C;
+    taken += tokens;
     window += run;
   }
 }
 
 // The same for rows [begin, end) of the maps, counted over all images; the order of the tokens stays.
-inline void gather_rows(const float* in, const Map& map, Position position, int begin, int end, float* out, float* y) {
+inline void gather_rows(const float* in, const Map& map, Position position, int begin, int end, float* out,
+                        const Linear& layer, const Activations& y) {
   const int C = map.channels;
+  size_t taken = 0;
   for (int row = begin; row < end; ++row) {
     const size_t image = row / map.height * map.area() * C;
     float* to = out + static_cast<size_t>(row) * map.width * C;
     convolve_row(in + image, map, position, row % map.height, 0, map.width, to);
-    for (int x = 0; x < map.width; ++x, to += C, y += C) normalise(to, C, y);
+    for (int x = 0; x < map.width; ++x, to += C) y.norm(layer, to, taken++);
   }
 }
 

@@ -16,6 +16,8 @@ constexpr int STRIP = 37632;      // channels times tokens of a strip: with what
 constexpr int HIDDEN_PANELS = 16; // of an MLP's hidden channels computed at once
 constexpr int EMBED_TOKENS = 112;
 constexpr int MERGE_TOKENS = 98;
+constexpr int GRAM_TOKENS = 2;    // for each channel; from so many on, channel attention takes the Gram matrix
+constexpr int GRAM_ROWS = 32;     // of it, computed at once
 constexpr int FEW_TOKENS = 64;    // for each thread; below, threads share out channels instead of tokens
 
 inline std::array<Map, STAGES> maps_of(const Model& model, int batch, int height, int width) {
@@ -39,6 +41,8 @@ struct StagePlan {
   Cut mlp_strips;      // rows, over all images
   int hidden;          // channels of an MLP computed at once
   int hidden_panels;
+  bool coded;  // some layers are in int8
+  int gram_parts;  // in which the Gram matrix of an image is added up; 0 where the map has too few tokens for it
 
   StagePlan(const Map& stage, const Stage& weights, int side, int threads) : map(stage), windows{stage, side} {
     const int tokens = std::max(1, STRIP / map.channels), rows = std::max(1, tokens / map.width);
@@ -47,6 +51,10 @@ struct StagePlan {
     channel_strips = cut(map.height, rows, divide_up(threads, map.batch));
     mlp_strips = cut(map.batch * map.height, rows, threads);
     const Linear& fc1 = weights.blocks[0].fc1;
+    coded = weights.coded;
+    const bool plain = std::any_of(weights.blocks.begin(), weights.blocks.end(), [](const Block& b) { return b.gram(); });
+    const bool many = !wide && map.area() >= static_cast<size_t>(GRAM_TOKENS) * map.channels;
+    gram_parts = plain && many ? std::min(channel_strips.count, divide_up(4 * threads, map.batch)) : 0;
     hidden_panels = wide ? fc1.panels() : std::min(HIDDEN_PANELS, fc1.panels());
     hidden = wide ? fc1.vectors * LANES : std::min(fc1.vectors * LANES, HIDDEN_PANELS * 3 * LANES);
   }
@@ -58,21 +66,34 @@ struct StagePlan {
     return most;
   }
   size_t channel_tokens() const { return static_cast<size_t>(channel_strips.size) * map.width; }
+  // Weights, and for each image the parts and a product; all (C + 1, C).
+  size_t gram_floats() const {
+    const size_t C = map.channels, matrices = 3 + static_cast<size_t>(map.batch) * (gram_parts + 1);
+    return gram_parts ? matrices * (C + 1) * C : 0;
+  }
   size_t mlp_tokens() const { return static_cast<size_t>(mlp_strips.size) * map.width; }
 };
 
 // What a block computes with, for the tokens of one strip, or for all of them where channels are shared out.
 struct BlockScratch {
-  float* y = nullptr;       // normed tokens, then what they attended to
-  float* qkv = nullptr;     // query, key and value; or query and key
-  float* hidden = nullptr;
+  Activations y;         // normed tokens, then what they attended to
+  float* qkv = nullptr;  // query, key and value; or query and key
+  Activations hidden;
   float** places = nullptr;
 
   BlockScratch(Pieces& pieces, const StagePlan& plan, size_t tokens) {
     const size_t C = plan.map.channels;
-    y = pieces.floats(tokens * C);
+    y.rows = pieces.floats(tokens * C);
+    y.stride = y.code_stride = C;
     qkv = pieces.floats(tokens * std::max<size_t>(3 * C, plan.hidden));  // the MLP comes after the attention
-    hidden = qkv;
+    hidden.rows = qkv;
+    hidden.stride = hidden.code_stride = plan.hidden;
+    if (plan.coded) {
+      y.codes = pieces.of<Code>(tokens * C);
+      y.codings = pieces.of<Coding>(tokens);
+      hidden.codes = pieces.of<Code>(tokens * plan.hidden);
+      hidden.codings = pieces.of<Coding>(tokens);
+    }
     places = pieces.of<float*>(tokens);
   }
 };
@@ -82,23 +103,32 @@ struct Workspace {
   float* values = nullptr;    // of channel attention; and the normed map under a merge
   float* logits = nullptr;    // of channel attention, strip after strip
   float* affinity = nullptr;  // (B, C, 32)
+  float* gram = nullptr;      // matrices of channel attention with many tokens
   float* pooled = nullptr;    // (B, C)
   float* shared = nullptr;    // scratch of blocks whose channels are shared out
+  Coding* codings = nullptr;  // of the normed map under a merge in int8
   float* own = nullptr;       // scratch of each thread
   size_t own_floats = 0;
   size_t used = 0;
 
   // With pieces of nothing, only `used` is worth knowing.
   Workspace(Pieces pieces, const Model& model, const std::array<Map, STAGES>& stages, int threads) {
-    size_t map = 0, value = 0, logit = 0, relation = 0, common = 0, own_most = embed_scratch(model);
+    size_t map = 0, value = 0, logit = 0, relation = 0, common = 0, coded = 0, grams = 0, own_most = embed_scratch(model);
     for (int s = 0; s < STAGES; ++s) {
       const StagePlan plan(stages[s], model.stages[s], model.window, threads);
       const size_t B = plan.map.batch, C = plan.map.channels;
       map = std::max(map, plan.map.floats());
       value = std::max(value, plan.map.floats());
-      if (s) value = std::max(value, model.stages[s].merge.padded(stages[s - 1]).floats());
+      if (s) {
+        const Merge& merge = model.stages[s].merge;
+        const Map padded = merge.padded(stages[s - 1]);
+        value = std::max(value, padded.floats());
+        if (merge.convolution.codes) coded = std::max(coded, padded.tokens());
+        own_most = std::max(own_most, token_scratch(padded));
+      }
       logit = std::max(logit, B * plan.channel_strips.count * C * HEAD);
       relation = std::max(relation, B * C * HEAD);
+      grams = std::max(grams, plan.gram_floats());
       own_most = std::max(own_most, strip_scratch(plan, model.window));
       if (plan.wide) {
         Pieces counted;
@@ -112,29 +142,43 @@ struct Workspace {
     values = pieces.floats(value);
     logits = pieces.floats(logit);
     affinity = pieces.floats(relation);
+    gram = pieces.floats(grams);
     pooled = pieces.floats(static_cast<size_t>(stages[3].batch) * stages[3].channels);
     shared = pieces.floats(common);
+    codings = pieces.of<Coding>(coded);
     own_floats = round_up(own_most, LARGE_PAGE / sizeof(float) / 512);  // whole small pages: no line is shared
     own = pieces.floats(own_floats * threads);
     used = pieces.used();
   }
 
   float* of_thread(int thread) const { return own + own_floats * thread; }
+  // The normed map under a merge, as floats or codes.
+  Activations normed(int channels) const {
+    const size_t C = channels;
+    return {values, C, reinterpret_cast<Code*>(values), C, codings};
+  }
 
  private:
   static size_t embed_scratch(const Model& model) {
     Pieces pieces;
     pieces.floats(static_cast<size_t>(EMBED_TOKENS) * model.patch.inputs);
-    pieces.of<const float*>(MERGE_TOKENS);
+    pieces.of<size_t>(MERGE_TOKENS);
+    return pieces.used();
+  }
+  static size_t token_scratch(const Map& map) {
+    Pieces pieces;
+    pieces.floats(map.channels);
     return pieces.used();
   }
   static size_t strip_scratch(const StagePlan& plan, int side) {
     Pieces pieces;
     AttentionScratch(pieces, side * side);
+    Pieces rows;
+    if (plan.gram_parts) rows.floats(static_cast<size_t>(GRAM_ROWS) * plan.map.channels);
     if (!plan.wide) {
       BlockScratch(pieces, plan, std::max({plan.window_tokens(), plan.channel_tokens(), plan.mlp_tokens()}));
     }
-    return pieces.used();
+    return std::max(pieces.used(), rows.used());
   }
 };
 
