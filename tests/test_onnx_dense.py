@@ -13,8 +13,8 @@ from PIL import Image
 import davit
 from davit.cli import main
 from davit.data.scenes import Scenes
-from davit.inference.backends.onnx_export import _Logits
 from davit.inference.backends.onnx_runtime import OnnxBackend
+from davit.inference.backends.tracing import Logits
 from davit.inference.parity import compare
 from davit.inference.predictor import Predictor
 from spoken_models import CLASSES, KINDS, SHAPES, model_of, pictures, same
@@ -94,7 +94,7 @@ def test_logits_of_pixels_are_the_models(exported: Callable[[str], Path]) -> Non
     for batch, height, width in SHAPES:
         images = pictures(batch, height, width)
         with torch.inference_mode():
-            torch.testing.assert_close(backend(images), _Logits(model)(images), atol=1e-4, rtol=0)
+            torch.testing.assert_close(backend(images), Logits(model)(images), atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

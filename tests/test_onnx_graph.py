@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from davit.inference.backends.exported import read_outputs
 from davit.inference.backends.onnx_detection import NOTHING, DetectionGraph, keep_apart
-from davit.inference.backends.onnx_runtime import read_outputs
 from davit.inference.parity import Parity, compare
 from davit.models.detections import DetectorOutput
 from davit.models.detector import Detector

@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
         Args:
             sources: Names of `davit models` (variants have fresh weights), checkpoints, files of `davit export`.
             backends: What computes weights: eager is PyTorch, native our engine for CPUs. By default both, and eager
-                alone on a graphics card. Files of `davit export` are computed by ONNX Runtime.
+                alone on a graphics card. Files of `davit export` have their own engine.
             batch: Images computed at once.
             sizes: Sides of square images, or height and width such as 480x640; by default each model's own.
             seconds: How long each batch and size is measured at least, by all its candidates together, with three
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> int:
             if value is not None and not value >= least:
                 raise ValueError(f"{flag} must be at least {least}, got {value}")
         if not sources:
-            raise ValueError("name at least one model: a name of `davit models`, a checkpoint or an ONNX file")
+            raise ValueError("name at least one model: a name of `davit models`, a checkpoint or an exported file")
         if threads is not None:
             import torch
 
@@ -230,8 +230,9 @@ def _environment(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     from davit.train.run import environment
 
-    onnx = {"onnxruntime": version("onnxruntime")} if any(row["backend"] == "onnx" for row in rows) else {}
-    return {**environment(), "cpus": os.cpu_count(), **onnx}
+    engines = {"onnx": "onnxruntime", "openvino": "openvino"}
+    used = {engines[row["backend"]] for row in rows if row["backend"] in engines}
+    return {**environment(), "cpus": os.cpu_count(), **{name: version(name) for name in sorted(used)}}
 
 
 def _shape(batch: int, height: int, width: int) -> str:

@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
         device: Annotated[str | None, arg(metavar="NAME")] = None,
         backend: BackendName = "eager",
         variant: Annotated[str | None, arg(metavar="NAME")] = None,
+        trust: bool = False,
         class_list: Annotated[Path | None, arg(metavar="FILE")] = None,
         ignore: Annotated[tuple[int, ...], arg(metavar="LABEL...")] = (),
         scales: Annotated[str | None, arg(metavar="RATIO,...")] = None,
@@ -73,6 +74,7 @@ def main(arguments: list[str]) -> int:
             backend: What computes a checkpoint: eager is PyTorch, native our engine for CPUs, auto the faster of both
                 on this machine.
             variant: What CHECKPOINT is, where its tensors leave it open: a name of `davit models`.
+            trust: Run the code that a file of `davit export --format torch` is.
             class_list: Names of the labels of index masks, a line each, where no classes.txt lies in DIR.
             ignore: Labels of index masks that stand for no class, beside 255.
             scales: With a segmenter, average its answers over these sizes, relative to the usual one.
@@ -87,7 +89,7 @@ def main(arguments: list[str]) -> int:
         from davit.cli.evaluate_views import parse_views
 
         views = parse_views(scales, flip, window, stride)
-        opened = _load(checkpoint, variant, size, crop, device, backend)
+        opened = _load(checkpoint, variant, size, crop, device, backend, trust)
         if opened.kind != "classification":
             from davit.cli.evaluate_dense import DenseOptions, evaluate_dense
 
@@ -163,10 +165,16 @@ def _tell(choice: str) -> None:
 
 
 def _load(
-    checkpoint: str, variant: str | None, size: int | None, crop: float | None, device: str | None, name: BackendName
+    checkpoint: str,
+    variant: str | None,
+    size: int | None,
+    crop: float | None,
+    device: str | None,
+    name: BackendName,
+    trust: bool,
 ) -> "Backend":
     """Open what is to be scored, with the preprocessing it is to be scored with."""
-    backend = _open(checkpoint, variant, size, device, name)
+    backend = _open(checkpoint, variant, size, device, name, trust)
     preprocessing = backend.preprocessing
     if size is not None:
         long = round(size * preprocessing.size[1] / preprocessing.size[0]) if preprocessing.fit == "within" else size
@@ -175,14 +183,15 @@ def _load(
     return backend
 
 
-def _open(checkpoint: str, variant: str | None, size: int | None, device: str | None, name: BackendName) -> "Backend":
+def _open(
+    checkpoint: str, variant: str | None, size: int | None, device: str | None, name: BackendName, trust: bool
+) -> "Backend":
     from davit.inference.backends.choosing import make_backend
-    from davit.inference.backends.onnx_header import is_onnx
-    from davit.inference.backends.opening import load_with_head, open_backend
+    from davit.inference.backends.opening import exported_format, load_with_head, open_backend
     from davit.preprocessing import Preprocessing
 
-    if is_onnx(checkpoint):
-        return open_backend(checkpoint, variant=variant, device=device, backend=name)
+    if exported_format(checkpoint):
+        return open_backend(checkpoint, variant=variant, device=device, backend=name, trust=trust)
     model = load_with_head(checkpoint, variant)
     if model.preprocessing is None:
         if size is None:

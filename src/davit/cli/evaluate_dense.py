@@ -53,13 +53,13 @@ def evaluate_dense(
     detects = backend.kind == "detection"
     if detects and not options.views.plain:
         raise ValueError("--scales, --flip and --window are for segmenters, and this is a detector")
-    images, metric = _detection(backend, data, options) if detects else _segmentation(backend, data, options)
+    images, metric = open_dense(backend, data, options)
     chosen, left_out = list(range(len(images))), list[str]()
     if options.allow_missing:
         chosen, left_out = readable(images, options.processes)
     for fault in left_out:
         print(f"davit evaluate: left out: {fault}", file=sys.stderr)
-    scores = _score(backend, images, chosen, metric, options)
+    scores = score_dense(backend, images, chosen, metric, options)
     report = {
         **scores,
         "left_out": left_out,
@@ -71,6 +71,13 @@ def evaluate_dense(
     }
     print(dumps(report, indent=2) if json else _table(report, per_class))
     return 0
+
+
+def open_dense(
+    backend: "Backend", data: str, options: DenseOptions
+) -> "tuple[Any, DetectionMetric | SegmentationMetric]":
+    """Find the labelled pictures of a model's kind, and what adds up its scores on them."""
+    return (_detection if backend.kind == "detection" else _segmentation)(backend, data, options)
 
 
 def _detection(backend: "Backend", data: str, options: DenseOptions) -> "tuple[Any, DetectionMetric]":
@@ -94,7 +101,10 @@ def _segmentation(backend: "Backend", data: str, options: DenseOptions) -> "tupl
     return images, SegmentationMetric(images.classes)
 
 
-def _score(backend: "Backend", images: Any, chosen: list[int], metric: Any, options: DenseOptions) -> dict[str, float]:
+def score_dense(
+    backend: "Backend", images: Any, chosen: list[int], metric: Any, options: DenseOptions
+) -> dict[str, float]:
+    """Score a model on the chosen pictures of `open_dense`."""
     from tqdm import tqdm
 
     from davit.data.evaluation_loader import equal_sizes, picture_batches

@@ -1,9 +1,8 @@
 """`davit predict`: name what is in images, and where."""
 
-import glob
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from davit.inference.backends import BackendName
 
 if TYPE_CHECKING:
-    from davit.cli.drawn import Drawer
-    from davit.decoding import ImageError
+    from davit.cli.predict_answers import Job
+    from davit.cli.predict_drawn import Drawer
+    from davit.inference.predictor import Predictor
     from davit.inference.results import Result
 
 _HELP = """Name what is in images: classes, best first; with a detector objects and their places, with a segmenter the
@@ -21,9 +21,13 @@ share of each class. --save draws them.
 Files that cannot be decoded are named on stderr while the others go on. The exit code is then 1, and 2 where nothing
 could be begun.
 
+For many images write to a file: --out takes a line of JSON for each as soon as it is known. Stopped by Ctrl-C, SIGTERM
+(exit codes 130 and 143) or a power cut, the same command goes on where the file ends.
+
   davit predict --model davit_tiny.msft_in1k cat.jpg
   davit predict --model detector.safetensors street.jpg --save drawn
   davit predict --model mine.safetensors photos 'more/*.webp' --top 1 --json
+  davit predict --model mine.safetensors million --backend native --out million.jsonl
 """
 
 
@@ -38,11 +42,14 @@ def main(arguments: list[str]) -> int:
         model: Annotated[str, arg(metavar="MODEL")],
         top: Annotated[int, arg(metavar="N")] = 5,
         batch_size: Annotated[int, arg(metavar="N")] = 16,
+        workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
         device: Annotated[str | None, arg(metavar="NAME")] = None,
         backend: BackendName = "eager",
         variant: Annotated[str | None, arg(metavar="NAME")] = None,
         threshold: Annotated[float, arg(metavar="SCORE")] = 0.5,
         save: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+        out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+        trust: bool = False,
         json: bool = False,
     ) -> int:
         """Predict.
@@ -51,7 +58,8 @@ def main(arguments: list[str]) -> int:
             paths: Images, folders (with all folders in them) or quoted patterns such as 'photos/**/*.jpg'.
             model: A checkpoint, a name of `davit models`, or a file of `davit export`.
             top: How many classes to name.
-            batch_size: Images computed at once.
+            batch_size: Images of one size computed at once.
+            workers: Threads that decode while the model computes; by default one for each processor, at most eight.
             device: cpu, cuda, cuda:1 and so on; by default the graphics card if there is one.
             backend: What computes a checkpoint: eager is PyTorch, native our engine for CPUs, auto the faster of both
                 on this machine.
@@ -59,19 +67,31 @@ def main(arguments: list[str]) -> int:
             threshold: Objects that score less are neither told nor drawn.
             save: Draw objects and maps into this folder; with a detector also results.json, all objects in COCO's
                 format, with a segmenter also index masks.
-            json: Print one JSON list, with an entry for each image.
+            out: Append a line of JSON for each image to this file, instead of printing; images that it has are not
+                computed again.
+            trust: Run the code that a file of `davit export --format torch` is.
+            json: Print one JSON list, with an entry for each image; with --out what was done.
         """
-        from davit.cli.drawn import Drawer
+        from davit.cli.predict_answers import Job, Wanted
+        from davit.cli.predict_file import TerminatedError, terminable
         from davit.inference.predictor import Predictor
+        from davit.inference.stream_files import PictureFiles
 
-        images = find_images(paths)
+        images = PictureFiles(paths)
+        wanted = Wanted(top=top, threshold=threshold, workers=workers)
         predictor = Predictor.load(
-            model, variant=variant, batch_size=batch_size, device=device, backend=backend, tell=_tell
+            model, variant=variant, batch_size=batch_size, device=device, backend=backend, tell=_tell, trust=trust
         )
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"--threshold must lie in 0 to 1, got {threshold}")
-        drawer = Drawer(save, threshold, predictor.backend) if save else None
-        return _run(predictor.stream(images, top), images, json, threshold, drawer)
+        drawer = _drawer(save, threshold, predictor)
+        job = Job(predictor=predictor, images=images, wanted=wanted, drawer=drawer)
+        asked = (("variant", variant), ("backend", backend), ("top", top), ("threshold", threshold), ("save", save))
+        options = {name: None if value is None else str(value) for name, value in asked}
+        try:
+            with terminable():
+                return _write_all(job, out, model, options, json) if out else _print_all(job, json)
+        except TerminatedError:
+            _tell("terminated")
+            return 143
 
     return tyro.cli(predict, prog="davit predict", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
 
@@ -81,83 +101,62 @@ def _tell(choice: str) -> None:
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """List the files that paths, folders and patterns stand for, in the order given, each sorted inside.
+    """List the files that paths, folders and patterns stand for; see `PictureFiles`."""
+    from davit.inference.stream_files import PictureFiles
 
-    Raises:
-        ValueError: no path at all, one that does not exist, or a folder or pattern without images.
-    """
-    if not paths:
-        raise ValueError("name at least one image, folder or quoted pattern")
-    return [image for path in paths for image in _expand(path)]
+    return list(PictureFiles(paths))
 
 
-def _expand(path: str) -> list[Path]:
-    if Path(path).is_dir():
-        return _images_under(Path(path))
-    if os.path.lexists(path):  # before patterns: names may hold brackets
-        return [Path(path)]
-    if not glob.has_magic(path):
-        raise ValueError(f"{path}: no such file or folder")
-    found = [Path(match) for match in sorted(glob.glob(path, recursive=True))]  # noqa: PTH207 - absolute patterns
-    files = [match for match in found if match.is_file()]
-    if not files:
-        raise ValueError(f"{path}: no file matches this pattern")
-    return files
+def _drawer(folder: Path | None, threshold: float, predictor: "Predictor") -> "Drawer | None":
+    from davit.cli.predict_drawn import Drawer
+
+    return Drawer(folder, threshold, predictor.backend) if folder else None
 
 
-def _images_under(folder: Path) -> list[Path]:
-    from davit.decoding import SUFFIXES
+def _write_all(job: "Job", out: Path, model: str, options: dict[str, str | None], json: bool) -> int:
+    """Answer into a file."""
+    from davit.cli.predict_drawn import write_coco
+    from davit.cli.predict_file import made_with, write_answers
+    from davit.inference.stream_results import ResultFile
 
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # tells os.walk where to go on
-        images = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
-        found += [Path(parent, name) for name in images]
-    if not found:
-        raise ValueError(
-            f"{folder}: no images in this folder; their names must end in one of {' '.join(sorted(SUFFIXES))}"
-        )
-    return sorted(found)
+    file = ResultFile(out, made_with(model, options), map(str, job.images))
+    code = write_answers(file, job.answers, len(job.images), json=json)
+    if job.drawer and job.predictor.backend.kind == "detection" and file.answered == len(job.images):
+        write_coco(file.entries, job.drawer.classes, job.drawer.folder / "results.json")
+    return code
 
 
-def _run(
-    results: "Iterator[Result | ImageError]",
-    images: Sequence[Path],
-    json: bool,
-    threshold: float,
-    drawer: "Drawer | None",
-) -> int:
+def _print_all(job: "Job", json: bool) -> int:
+    """Answer on stdout, a line for each image or one JSON list."""
     from tqdm import tqdm
 
+    from davit.cli.predict_drawn import Spool, write_coco
     from davit.decoding import ImageError, show_path
-    from davit.structures import Detections
 
     failed = 0
-    entry: dict[str, Any]
     writer = _JsonList() if json else None
-    bar = tqdm(zip(images, results, strict=True), total=len(images), unit="image", disable=None, leave=False)
-    try:
-        for path, result in bar:
-            if isinstance(result, ImageError):
-                failed += 1
-                tqdm.write(f"davit predict: {result}", file=sys.stderr)
-                entry = {"file": str(path), "error": str(result)}
-            else:
-                result = result.above(threshold) if isinstance(result, Detections) else result
-                entry = result.to_json()
-                if drawer:
-                    drawer.draw(path, result)
+    spool = Spool() if job.drawer and job.predictor.backend.kind == "detection" else None
+    with closing(job.answers()) as answers:
+        bar = tqdm(answers, total=len(job.images), unit="image", disable=None, leave=False)
+        try:
+            for answer in bar:
+                if isinstance(answer.result, ImageError):
+                    failed += 1
+                    tqdm.write(f"davit predict: {answer.result}", file=sys.stderr)
+                elif not writer:
+                    line = f"{show_path(answer.path)}: {_told(answer.result)}"
+                    tqdm.write(_printable(line), file=sys.stdout)
+                if writer:
+                    writer.add(answer.entry)
+                if spool:
+                    spool.add(answer.entry)
+                sys.stdout.flush()
+        finally:
+            bar.close()
             if writer:
-                writer.add(entry)
-            elif not isinstance(result, ImageError):
-                tqdm.write(_printable(f"{show_path(path)}: {_told(result)}"), file=sys.stdout)
-            sys.stdout.flush()
-    finally:
-        bar.close()
-        if writer:
-            writer.close()
-        if drawer:
-            drawer.close()
+                writer.close()
+            if spool and job.drawer:
+                write_coco(spool.entries, job.drawer.classes, job.drawer.folder / "results.json")
     return 1 if failed else 0
 
 
@@ -191,3 +190,4 @@ class _JsonList:
 
     def close(self) -> None:
         sys.stdout.write("[]\n" if self._before == "[\n" else "\n]\n")
+        sys.stdout.flush()

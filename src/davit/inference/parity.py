@@ -1,20 +1,24 @@
 """Whether an exported file computes what its model computes."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from davit.inference.judging import Judgement
 from davit.models.detections import DetectorOutput
 from davit.models.detector import Detector
 from davit.models.upernet import SegmenterOutput
 from davit.preprocessing import Preprocessing
 from davit.weights.load import LoadedModel
 from davit.weights.save import header_of
+
+Precision = Literal["float32", "int8"]
 
 OUTPUTS = 1e-4  # of logits and maps, over the largest of the image or 1
 SCORES = 1e-4
@@ -53,21 +57,23 @@ class Parity:
 
     Attributes:
         file: the exported file.
-        tolerances: the largest differences that pass.
+        tolerances: the largest differences that pass; none for int8, which is judged on pictures.
         comparisons: a batch each.
+        judgement: of an int8 file.
     """
 
     file: str
     tolerances: dict[str, float]
     comparisons: tuple[Comparison, ...] = field(default=())
+    judgement: Judgement | None = None
 
     @property
     def failures(self) -> list[str]:
-        """What is wrong: a line for each batch that differs, and one for objects found by one of the two only."""
+        """What is wrong: a line for each batch that differs, for objects that one of the two found, for int8."""
         lines = [f"{one.images} {one.shape}: {one.failure}" for one in self.comparisons if one.failure]
-        if self.unmatched > UNMATCHED * (self.objects or 0):
+        if self.tolerances and self.unmatched > UNMATCHED * (self.objects or 0):
             lines.append(f"{self.unmatched} objects were found by one of the two only, the model found {self.objects}")
-        return lines
+        return lines + (self.judgement.failures if self.judgement else [])
 
     @property
     def largest(self) -> dict[str, float]:
@@ -88,7 +94,12 @@ class Parity:
 
 
 def compare(
-    model: LoadedModel, exported: Callable[[Tensor], Any], file: str, pictures: Iterable[tuple[str, Tensor]] = ()
+    model: LoadedModel,
+    exported: Callable[[Tensor], Any],
+    file: str,
+    pictures: Iterable[tuple[str, Tensor]] = (),
+    *,
+    precision: Precision = "float32",
 ) -> Parity:
     """Run made-up images of several sizes and batches, and pictures, through a model and its exported file.
 
@@ -97,16 +108,18 @@ def compare(
         exported: gives the outputs of a backend, or the four maps of a backbone.
         file: what to call the exported file.
         pictures: names, and images (C, H, W) as preprocessing makes them.
+        precision: of the exported file; one in int8 must give finite outputs of the right shape, whatever their size.
     """
     compared: list[Comparison] = []
     channels = header_of(model, {}).backbone.in_channels
     for height, width, batch in _sizes(model.preprocessing):
-        compared.append(_compared(model, exported, "made up", _made_up(batch, channels, height, width)))
+        images = _made_up(batch, channels, height, width)
+        compared.append(_compared(model, exported, "made up", images, precision))
     for name, pixels in pictures:
-        compared.append(_compared(model, exported, name, pixels[None]))
+        compared.append(_compared(model, exported, name, pixels[None], precision))
     detects = isinstance(model, Detector)
     objects = {"boxes": BOXES, "scores": SCORES, "masks": MASKS, "unmatched": UNMATCHED}
-    tolerances = objects if detects else {"outputs": OUTPUTS}
+    tolerances = {} if precision == "int8" else objects if detects else {"outputs": OUTPUTS}
     return Parity(file=file, tolerances=tolerances, comparisons=tuple(compared))
 
 
@@ -124,7 +137,9 @@ def _made_up(batch: int, channels: int, height: int, width: int) -> Tensor:
     return F.interpolate(coarse, (height, width), mode="bilinear") + 0.3 * fine
 
 
-def _compared(model: LoadedModel, exported: Callable[[Tensor], Any], name: str, images: Tensor) -> Comparison:
+def _compared(
+    model: LoadedModel, exported: Callable[[Tensor], Any], name: str, images: Tensor, precision: Precision
+) -> Comparison:
     with torch.inference_mode():
         wanted: Any = model(images)
     shape = tuple(images.shape)
@@ -134,7 +149,8 @@ def _compared(model: LoadedModel, exported: Callable[[Tensor], Any], name: str, 
         reason = f"it cannot be computed: {str(error).splitlines()[0]}"
         return Comparison(images=name, shape=shape, differences={}, failure=reason)
     if isinstance(model, Detector):
-        return _detections(wanted, found, name, shape, model.config.head.score_threshold)
+        compared = _detections(wanted, found, name, shape, model.config.head.score_threshold)
+        return compared if precision == "float32" else _of_int8(compared, found)
     if isinstance(wanted, SegmenterOutput):
         wanted = wanted.logits
     pairs = (
@@ -149,7 +165,7 @@ def _compared(model: LoadedModel, exported: Callable[[Tensor], Any], name: str, 
             wrong.append(f"{output} are {tuple(theirs.shape)}, the model's {tuple(ours.shape)}")
             continue
         differences[output] = float((ours - theirs).abs().max())
-        limit = OUTPUTS * max(1.0, float(ours.abs().max()))
+        limit = OUTPUTS * max(1.0, float(ours.abs().max())) if precision == "float32" else sys.float_info.max
         if not differences[output] <= limit:  # a NaN is no equal
             wrong.append(f"{output} differ by {differences[output]:.2g}, allowed are {limit:.2g}")
     return Comparison(images=name, shape=shape, differences=differences, failure="; ".join(wrong) or None)
@@ -181,6 +197,12 @@ def _detections(
         unmatched=unmatched,
         failure=None if masks <= MASKS else f"masks differ by {masks:.2g}, allowed are {MASKS:.2g}",
     )
+
+
+def _of_int8(compared: Comparison, found: Sequence[DetectorOutput]) -> Comparison:
+    """Ask of int8 objects only that they are numbers: which there are is judged on pictures."""
+    finite = all(bool(part.isfinite().all()) for one in found for part in one if part is not None)
+    return replace(compared, failure=None if finite else "boxes, scores or masks are no numbers")
 
 
 def match(ours: DetectorOutput, theirs: DetectorOutput) -> tuple[list[int], list[int]]:

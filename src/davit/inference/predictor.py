@@ -1,20 +1,19 @@
 """Pictures to classes, objects or maps, as the model has it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import nn
 
-from davit.decoding import ImageError, as_shown, read_image
+from davit.decoding import ImageError
 from davit.inference.backends import BackendName
 from davit.inference.backends.choosing import make_backend
 from davit.inference.backends.opening import open_backend
 from davit.inference.backends.protocol import Backend
-from davit.inference.results import Prepared, Result, read_outputs
-
-Picture = str | Path | bytes | Image.Image
+from davit.inference.results import Picture, Result
+from davit.inference.stream import predict_stream
 
 
 class Predictor:
@@ -55,16 +54,18 @@ class Predictor:
         device: str | torch.device | None = None,
         backend: BackendName = "eager",
         tell: Callable[[str], None] | None = None,
+        trust: bool = False,
     ) -> "Predictor":
         """Predict with a checkpoint, with public weights by name (see `davit.load`), or with a file of `davit export`.
 
-        `backend` is what computes a checkpoint; `tell` is called with one line once "auto" has chosen.
+        `backend` is what computes a checkpoint; `tell` is called with one line once "auto" has chosen. `trust` opens
+        files that are code, too: those of AOTInductor.
 
         Raises:
             ValueError: unknown or unusable weights, a backbone without a head, or an unusable device or backend.
             OSError: the file cannot be read.
         """
-        opened = open_backend(source, variant=variant, device=device, backend=backend, tell=tell)
+        opened = open_backend(source, variant=variant, device=device, backend=backend, tell=tell, trust=trust)
         return cls(opened, batch_size=batch_size)
 
     def __call__(self, images: Picture | Iterable[Picture], top: int = 5) -> list[Result]:
@@ -91,53 +92,7 @@ class Predictor:
     def stream(self, images: Iterable[Picture], top: int = 5) -> Iterator[Result | ImageError]:
         """Yield one result per image, in order, as batches are done; for an image that cannot be decoded its error.
 
-        Never more than a batch of images is in memory, however long the iterable.
+        Never more than a batch of images is in memory, however long the iterable. `davit.inference.stream` decodes in
+        threads besides.
         """
-        if top < 1:
-            raise ValueError(f"top must be at least 1, got {top}")
-        waiting: list[Prepared | ImageError] = []
-        ready = 0
-        for position, image in enumerate(images):
-            prepared = self._prepare(image, position)
-            ready += not isinstance(prepared, ImageError)
-            waiting.append(prepared)
-            if ready == self.batch_size or len(waiting) == 4 * self.batch_size:  # many errors must not pile up
-                yield from self._finish(waiting, top)
-                waiting.clear()
-                ready = 0
-        yield from self._finish(waiting, top)
-
-    def _prepare(self, image: Picture, position: int) -> Prepared | ImageError:
-        name = "" if isinstance(image, str | Path) else f"image {position}"
-        try:
-            picture = _shown(image, name) if isinstance(image, Image.Image) else read_image(image, name=name)
-        except ImageError as error:
-            return error
-        return Prepared(
-            pixels=self.backend.preprocessing(picture),
-            size=(picture.height, picture.width),
-            source=str(image) if isinstance(image, str | Path) else None,
-        )
-
-    def _finish(self, waiting: Sequence[Prepared | ImageError], top: int) -> Iterator[Result | ImageError]:
-        """Compute images of one size together: beside a larger one, padding would change what a model sees."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for place, prepared in enumerate(waiting):
-            if isinstance(prepared, Prepared):
-                groups.setdefault(prepared.resized, []).append(place)
-        results: dict[int, Result] = {}
-        backend = self.backend
-        for places in groups.values():
-            images = [image for place in places if isinstance(image := waiting[place], Prepared)]
-            outputs = backend(torch.stack([image.pixels for image in images]))
-            results |= zip(places, read_outputs(backend.kind, outputs, images, backend.classes, top), strict=True)
-        for place, prepared in enumerate(waiting):
-            yield prepared if isinstance(prepared, ImageError) else results[place]
-
-
-def _shown(image: Image.Image, name: str) -> Image.Image:
-    """What `read_image` would have made of the file; a picture opened lazily is decoded only here, so it may fail."""
-    try:
-        return as_shown(image)
-    except Exception as error:  # Pillow raises nearly every type on damaged files
-        raise ImageError(f"{name}: cannot be decoded ({error})") from error
+        return predict_stream(self, images, top=top, workers=0)

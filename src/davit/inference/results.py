@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from torch import Tensor
 
 from davit.inference.backends.protocol import Kind
@@ -11,6 +13,7 @@ from davit.models.class_map import class_map
 from davit.models.detections import to_detections
 from davit.structures import Classification, Detections, Segmentation
 
+Picture = str | Path | bytes | Image
 Result = Classification | Detections | Segmentation
 
 

@@ -20,8 +20,7 @@ import torch
 
 from davit.inference.backends import BackendName
 from davit.inference.backends.choosing import make_backend, timed
-from davit.inference.backends.onnx_header import is_onnx
-from davit.inference.backends.opening import load_with_head
+from davit.inference.backends.opening import exported_format, load_with_head, open_exported
 from davit.inference.backends.protocol import Backend, Config
 from davit.models.complexity import count_macs
 from davit.models.config import ClassifierConfig
@@ -30,7 +29,6 @@ from davit.models.segmenter_config import SegmenterConfig
 from davit.models.variants import VARIANTS
 from davit.preprocessing import Preprocessing
 
-ONNX = "onnx"  # what computes a file of `davit export`
 SIDE = 2048  # of the matrices
 LEAST_ROUNDS = 3
 TURN = 0.1  # seconds that a turn lasts at least; quick models are called many times in it
@@ -113,7 +111,7 @@ class Memory:
 
 
 def open_candidates(source: str, backends: Sequence[BackendName], device: torch.device) -> dict[str, Backend]:
-    """Put one model behind each backend; a file of `davit export` has its own.
+    """Put one model behind each backend; a file of `davit export` has its own, named as its format.
 
     Args:
         source: a name of `davit models`, with fresh weights for a variant, or a file.
@@ -124,10 +122,8 @@ def open_candidates(source: str, backends: Sequence[BackendName], device: torch.
         ValueError: an unknown name, unusable weights, or a backend that cannot be had.
         OSError: the file cannot be read.
     """
-    if is_onnx(source):
-        from davit.inference.backends.onnx_runtime import OnnxBackend
-
-        return {ONNX: OnnxBackend(source, device=device)}
+    if format := exported_format(source):
+        return {format: open_exported(source, format, device)}
     model = create_model(source) if source in VARIANTS else load_with_head(source)
     if model.preprocessing is None:  # its size is all that is of use here
         model.preprocessing = Preprocessing.imagenet(USUAL, model.config.backbone.in_channels)

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from davit.atomic import atomic_write, sync_folder
-from davit.inference.backends.onnx_header import NO_DIGEST, PRODUCER, sealed, to_metadata
-from davit.models.davit import DaViT
-from davit.models.dense import DenseBackbone
+from davit.inference.backends.exported import to_metadata
+from davit.inference.backends.onnx_header import NO_DIGEST, PRODUCER, sealed
+from davit.inference.backends.tracing import plain_graph, traced_images
 from davit.models.detector import Detector
-from davit.models.upernet import Segmenter
 from davit.weights.load import LoadedModel
 from davit.weights.save import header_of
 
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
 
 OPSET = 20  # the first with GELU
 INLINE_LIMIT = 1_900_000_000  # bytes of weights; protobuf ends at 2 GiB
-# Pads windows, merges and detectors alike, and leaves more than one position at stride 128: torch.export takes a
-# dimension that is one for one at every size.
-TRACED_SIZE = (321, 610)
 
 
 def export_onnx(
@@ -91,7 +87,7 @@ def _traced(model: LoadedModel) -> "onnx_ir.Model":
     except ImportError as error:
         raise ValueError("ONNX files need the packages of the extra onnx: pip install 'davit[onnx]'") from error
     graph, names = _graph(model)
-    images = torch.zeros(2, header_of(model, {}).backbone.in_channels, *TRACED_SIZE)
+    images = traced_images(model)
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about itself
         program = torch.onnx.export(
@@ -122,22 +118,7 @@ def _graph(model: LoadedModel) -> tuple[nn.Module, list[str]]:
 
         masks = ["masks"] if model.config.head.kind == "mask_rcnn" else []
         return DetectionGraph(model), ["boxes", "scores", "indices", "counts", *masks]
-    if isinstance(model, Segmenter):
-        return _Logits(model), ["logits"]
-    if isinstance(model, (DaViT, DenseBackbone)):
-        return model, [f"map{stride}" for stride in model.strides]
-    return model, ["logits"]
-
-
-class _Logits(nn.Module):
-    """A segmenter without what only training uses."""
-
-    def __init__(self, model: Segmenter) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images).logits
+    return plain_graph(model)
 
 
 def _translations() -> dict[Any, Callable[..., Any]]:

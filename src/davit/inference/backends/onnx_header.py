@@ -1,8 +1,8 @@
 """What our ONNX files say about themselves, and how damage to them is found.
 
-The metadata of the file holds what the header of a checkpoint holds: kind, config, preprocessing, class names,
-provenance. ONNX has no checksum, so `davit_sha256` is one over the whole file, with zeros in its own place; where the
-weights lie in a second file, as those of models over 2 GB must, `davit_data` has the name and SHA-256 of that.
+The metadata of the file holds what the header of a checkpoint holds, see `to_metadata`. ONNX has no checksum, so
+`davit_sha256` is one over the whole file, with zeros in its own place; where the weights lie in a second file, as those
+of models over 2 GB must, `davit_data` has the name and SHA-256 of that.
 """
 
 import hashlib
@@ -10,11 +10,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from davit.preprocessing import Preprocessing
-from davit.records import from_json, to_json
-from davit.weights.checkpoint import CONFIGS, CheckpointError, Header
+from davit.weights.checkpoint import CheckpointError
 
-VERSION = "1"
 PRODUCER = "davit"
 NO_DIGEST = "0" * 64
 
@@ -30,41 +27,6 @@ def is_onnx(path: str | Path) -> bool:
         return False
     with Path(path).open("rb") as file:
         return file.read(2 + len(_START))[2:] == _START
-
-
-def to_metadata(header: Header) -> dict[str, str]:
-    """Return what goes into the file, without its digest."""
-    return {
-        "davit_version": VERSION,
-        "kind": header.kind,
-        "config": json.dumps(to_json(header.config)),
-        "preprocessing": json.dumps(to_json(header.preprocessing) if header.preprocessing else None),
-        "classes": json.dumps(list(header.classes), ensure_ascii=False),
-        "provenance": json.dumps(header.provenance, ensure_ascii=False, sort_keys=True),
-    }
-
-
-def from_metadata(path: Path, metadata: Mapping[str, str]) -> Header:
-    """Undo `to_metadata`.
-
-    Raises:
-        CheckpointError: no file of ours, of a newer version, or one that makes no sense.
-    """
-    version = metadata.get("davit_version")
-    if version != VERSION:
-        raise CheckpointError(f"{path}: written by a newer davit (format {version}, known is {VERSION}); upgrade davit")
-    try:
-        kind = metadata["kind"]
-        preprocessing = json.loads(metadata["preprocessing"])
-        return Header(
-            kind=kind,  # type: ignore[bad-argument-type]  # Header refuses other words
-            config=from_json(CONFIGS[kind], json.loads(metadata["config"])),
-            preprocessing=from_json(Preprocessing, preprocessing) if preprocessing else None,
-            classes=tuple(json.loads(metadata["classes"])),
-            provenance=json.loads(metadata["provenance"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its metadata make no sense: {error}") from error
 
 
 def sealed(raw: bytes) -> bytes:

@@ -4,25 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from davit.inference.backends.onnx_header import check_data, check_file, from_metadata
-from davit.inference.backends.protocol import Config, Kind
-from davit.models.config import DaViTConfig
-from davit.models.detections import DetectorOutput
-from davit.preprocessing import Preprocessing
+from davit.inference.backends.exported import ExportedBackend, as_array, from_metadata
+from davit.inference.backends.onnx_header import check_data, check_file
 from davit.weights.checkpoint import CheckpointError, Header
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-
-_KINDS: dict[str, Kind] = {
-    "classifier": "classification",
-    "detector": "detection",
-    "segmenter": "segmentation",
-}
 
 
 class OnnxModel:
@@ -50,23 +40,12 @@ class OnnxModel:
         Raises:
             ValueError: images of another number of channels or dimensions.
         """
-        channels = self.header.backbone.in_channels
-        if images.ndim != 4 or images.shape[1] != channels:
-            raise ValueError(f"{self.path} takes images (B, {channels}, H, W), got {tuple(images.shape)}")
-        pixels = np.ascontiguousarray(images.detach().float().cpu().numpy())
+        pixels = as_array(images, self)
         return [torch.from_numpy(output) for output in self._session.run(None, {"images": pixels})]
 
 
-class OnnxBackend:
-    """An ONNX file in the place of a model.
-
-    Attributes:
-        config: the architecture that it was made from.
-        device: where it computes.
-        kind: what the model does.
-        preprocessing: the model's.
-        classes: the model's; empty where it names none.
-    """
+class OnnxBackend(ExportedBackend):
+    """An ONNX file in the place of a model."""
 
     def __init__(self, path: str | Path, threads: int | None = None, device: str | torch.device | None = None) -> None:
         """Verify and load a file.
@@ -82,35 +61,7 @@ class OnnxBackend:
                 the extra `onnx` are missing.
             OSError: the file cannot be read.
         """
-        self._model = OnnxModel(path, threads, device)
-        header = self._model.header
-        if header.kind not in _KINDS:
-            raise ValueError(f"{path} is a backbone without a head; it gives features, not classes, boxes or masks")
-        if header.preprocessing is None:
-            raise ValueError(f"{path} does not say how images are prepared for it; export a model that does")
-        self.kind: Kind = _KINDS[header.kind]
-        assert not isinstance(header.config, DaViTConfig)
-        self.config: Config = header.config
-        self.device = self._model.device
-        self.preprocessing: Preprocessing = header.preprocessing
-        self.classes = header.classes
-
-    def __call__(self, images: Tensor) -> Any:  # (B, C, H, W)
-        """Return the outputs on the device of the images; see `Backend`."""
-        outputs = [output.to(images.device) for output in self._model(images)]
-        return read_outputs(self._model.header.kind, outputs)
-
-
-def read_outputs(kind: str, outputs: Sequence[Tensor]) -> Any:
-    """What a model of that kind returns: logits, four maps, or the objects of each image.
-
-    In the file those of all images follow each other: boxes, scores, indices, counts by image, and perhaps masks.
-    """
-    if kind != "detector":
-        return outputs[0] if kind in _KINDS else list(outputs)
-    boxes, scores, indices, counts, *masks = outputs
-    parts = [part.split(counts.tolist()) for part in (boxes, scores, indices, *masks)]
-    return [DetectorOutput(*of_image) for of_image in zip(*parts, strict=True)]
+        super().__init__(OnnxModel(path, threads, device))
 
 
 def _session(path: Path, threads: int | None, device: str | torch.device | None) -> "InferenceSession":

@@ -2,17 +2,42 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from davit.inference.backends import BackendName
+from davit.inference.backends.aot_package import is_torch_package
 from davit.inference.backends.choosing import make_backend
+from davit.inference.backends.eager import choose_device
+from davit.inference.backends.native.artefact import is_native_file, read_native
 from davit.inference.backends.onnx_header import is_onnx
+from davit.inference.backends.openvino_ir import is_openvino
 from davit.inference.backends.protocol import Backend
 from davit.models.create import Model
 from davit.models.davit import DaViT
 from davit.models.dense import DenseBackbone
 from davit.weights.load import load
+
+Format = Literal["onnx", "openvino", "torch", "native"]
+
+ENGINES: dict[Format, str] = {
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "torch": "PyTorch's AOTInductor",
+    "native": "the native engine",
+}
+
+
+def exported_format(source: str | Path) -> Format | None:
+    """The format of a file of `davit export`, which may be damaged; None for anything else, as weights."""
+    if is_native_file(source):
+        return "native"
+    if is_onnx(source):
+        return "onnx"
+    if is_openvino(source):
+        return "openvino"
+    return "torch" if is_torch_package(source) else None
 
 
 def open_backend(
@@ -22,6 +47,7 @@ def open_backend(
     device: str | torch.device | None = None,
     backend: BackendName = "eager",
     tell: Callable[[str], None] | None = None,
+    trust: bool = False,
 ) -> Backend:
     """Open a file of `davit export` by its engine, and weights by a backend.
 
@@ -31,20 +57,44 @@ def open_backend(
         device: where to compute; None takes the graphics card if there is one.
         backend: what computes weights, see `make_backend`.
         tell: called with one line once "auto" has chosen.
+        trust: open files that are code, too: those of AOTInductor.
 
     Raises:
-        ValueError: unknown, damaged or unusable weights, a backbone without a head, or a backend that cannot be had.
+        ValueError: unknown, damaged or unusable weights, a backbone without a head, a backend that cannot be had, or a
+            file with code that is not trusted.
         OSError: the file cannot be read.
     """
-    if is_onnx(source):
+    format = exported_format(source)
+    if format is None:
+        return make_backend(load_with_head(source, variant), backend, device, tell=tell)
+    if variant is not None:
+        raise ValueError(f"{source} says itself what it is; leave the variant out")
+    if backend == "native" and format != "native":
+        raise ValueError(f"{source} is computed by {ENGINES[format]}; the native backend takes a checkpoint")
+    return open_exported(source, format, device, trust=trust)
+
+
+def open_exported(
+    source: str | Path, format: Format, device: str | torch.device | None = None, *, trust: bool = False
+) -> Backend:
+    """Open a file of a known format; see `open_backend`."""
+    if format == "onnx":
         from davit.inference.backends.onnx_runtime import OnnxBackend
 
-        if variant is not None:
-            raise ValueError(f"{source} says itself what it is; leave the variant out")
-        if backend == "native":
-            raise ValueError(f"{source} is computed by ONNX Runtime; the native backend takes a checkpoint")
         return OnnxBackend(source, device=device)
-    return make_backend(load_with_head(source, variant), backend, device, tell=tell)
+    if device is not None and choose_device(device).type != "cpu":
+        raise ValueError(
+            f"device {str(device)!r} cannot be used: {ENGINES[format]} runs {source} on the CPU. Try 'cpu'"
+        )
+    if format == "openvino":
+        from davit.inference.backends.openvino_ir import OpenVinoBackend
+
+        return OpenVinoBackend(source)
+    if format == "torch":
+        from davit.inference.backends.aot_package import TorchBackend
+
+        return TorchBackend(source, trust=trust)
+    return read_native(source)
 
 
 def load_with_head(source: str | Path, variant: str | None = None) -> Model:
