@@ -129,7 +129,7 @@ def fuzz(count: int, pixels: int) -> None:
         told = f"{tuple(images.shape)}"
         torch.testing.assert_close(plain, wanted, atol=2e-4, rtol=1e-4, msg=lambda text, told=told: f"{told}: {text}")
         assert coded.shape == wanted.shape
-        assert (coded - wanted).norm(dim=1).le(0.2 * wanted.norm(dim=1)).all(), told  # random weights, all int8
+        assert (coded - wanted).norm(dim=1).le(0.5 * wanted.norm(dim=1)).all(), told  # random weights, all int8
 
 
 def test_fuzz_of_sizes_and_batches():
