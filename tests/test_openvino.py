@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -61,6 +62,30 @@ def test_answers_stay_when_others_are_computed(exported: Path) -> None:
     kept = first.clone()
     backend(torch.randn(2, 3, 40, 40))
     assert torch.equal(first, kept)
+
+
+SIGNALLED = """
+import faulthandler, os, signal, sys, threading
+faulthandler.enable()  # signal handlers get a stack of their own, as under pytest
+import torch
+from davit.inference.backends.openvino_ir import OpenVinoBackend
+backends = [OpenVinoBackend(sys.argv[1], threads=1) for _ in range(2)]
+for backend in backends:
+    backend(torch.zeros(1, 3, 32, 32))
+del backend
+thread = threading.Thread(target=backends.clear)  # the last use of a plugin, on another thread
+thread.start()
+thread.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive")
+"""
+
+
+def test_signals_are_handled_after_models_are_gone(exported: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(exported / "model.xml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["handled", "alive"]), done.stderr
 
 
 def test_the_file_says_what_the_checkpoint_says(exported: Path) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from davit.atomic import atomic_write
 from davit.inference.backends.exported import ExportedBackend, as_array, from_metadata, to_metadata
 from davit.inference.backends.onnx_export import export_onnx
+from davit.inference.backends.signal_stack import kept_signal_stack
 from davit.inference.backends.tracing import plain_graph, trace
 from davit.models.detector import Detector
 from davit.weights.checkpoint import CheckpointError
@@ -122,7 +123,8 @@ class OpenVinoModel:
         library = _openvino()
         try:
             core = library.Core()
-            compiled = core.compile_model(core.read_model(self.path), "CPU", settings)
+            with kept_signal_stack():
+                compiled = core.compile_model(core.read_model(self.path), "CPU", settings)
         except Exception as error:  # it has a class for each kind of failure
             raise CheckpointError(f"{path}: OpenVINO cannot load it ({_first_line(error)})") from error
         parallel = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if hint == "throughput" else 1
@@ -202,13 +204,14 @@ def _quantized(model: "openvino.Model", images: Sequence[Tensor]) -> "openvino.M
         level = log.level
         log.setLevel(logging.ERROR)
         try:
-            return nncf.quantize(
-                model,
-                nncf.Dataset(arrays),
-                subset_size=len(arrays),
-                model_type=nncf.ModelType.TRANSFORMER,
-                ignored_scope=nncf.IgnoredScope(names=_kept(model)),
-            )
+            with kept_signal_stack():
+                return nncf.quantize(
+                    model,
+                    nncf.Dataset(arrays),
+                    subset_size=len(arrays),
+                    model_type=nncf.ModelType.TRANSFORMER,
+                    ignored_scope=nncf.IgnoredScope(names=_kept(model)),
+                )
         finally:
             log.setLevel(level)
 
