@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+SEVERAL := --numprocesses auto --maxprocesses 4 --dist loadfile # tests of a file share what they made
 
 .PHONY: demo test test-fast lint bench clean
 
@@ -16,10 +17,10 @@ demo: $(STAMP)
 	$(BIN)/davit demo --out runs/demo
 
 test: $(STAMP) lint
-	$(BIN)/pytest --durations=15
+	$(BIN)/pytest $(SEVERAL) --durations=15
 
 test-fast: $(STAMP)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(SEVERAL) -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

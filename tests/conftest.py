@@ -1,5 +1,6 @@
-"""Settings for all tests: few threads, no network (see pyproject), fresh seeds."""
+"""Settings for all tests: one thread each, for `make test` runs several at once; no network (see pyproject); seeds."""
 
+import os
 import random
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from davit.models.config import DaViTConfig
 from odd_pictures import encode, scene
 from runs import colour_folder
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -58,12 +58,13 @@ def randomise(module: nn.Module) -> nn.Module:
     return module.double().eval()
 
 
-def test_exp_and_gelu_are_as_exact_as_pytorchs(kernels):
+def test_exp_and_gelu_are_exact(kernels):
     x = torch.cat((torch.linspace(-12, 12, 4000), torch.tensor([-1e4, 1e4, -0.0, 1e-30] * 4)))
     found = torch.empty_like(x)
     call(kernels.test_gelu, x, len(x), found)
-    exact = F.gelu(x.double())
-    assert float((found - exact).abs().max()) <= 1.5 * float((F.gelu(x) - exact).abs().max())
+    error = found - F.gelu(x.double())
+    assert float(error.abs().max()) < 8e-7  # PyTorch's own is 4e-7 to 1.1e-6, by processor
+    assert float(error[x.abs() < 3].square().mean().sqrt()) < 8e-8
     assert found[x == -1e4].eq(0).all()
     x = -x.abs()
     call(kernels.test_exp_negative, x, len(x), found)
