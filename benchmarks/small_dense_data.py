@@ -61,7 +61,7 @@ OVERFIT = {
     "schedule.shape": "cosine",
     "schedule.drops": "",
     "schedule.warmup_steps": "100",
-    "schedule.epochs": "60",
+    "schedule.epochs": "50",
     "runtime.ema": "0.99",
     "runtime.evaluate_every": "10",
 }
