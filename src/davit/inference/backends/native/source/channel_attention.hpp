@@ -24,7 +24,7 @@ void outer_tile(const float* left, const float* right, size_t stride, int tokens
     for (int t = 0; t < count; ++t, left += stride, right += stride) {
       Vec vectors[WIDTH];
 #pragma GCC unroll 3
-      for (int j = 0; j < WIDTH; ++j) vectors[j] = load(right + j * LANES);
+      for (int j = 0; j < WIDTH; ++j) hold(vectors[j] = load(right + j * LANES));
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
         const Vec one = fill(left[r]);

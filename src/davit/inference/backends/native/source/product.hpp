@@ -25,7 +25,7 @@ void tile(const float* const* a, const float* b, size_t stride, int depth, const
   for (int k = 0; k < depth; ++k) {
     Vec right[WIDTH];
 #pragma GCC unroll 3
-    for (int j = 0; j < WIDTH; ++j) right[j] = load(b + j * LANES);
+    for (int j = 0; j < WIDTH; ++j) hold(right[j] = load(b + j * LANES));
     __builtin_prefetch(ahead + static_cast<size_t>(k) * (LINE / sizeof(float)), 0, 2);
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {
