@@ -15,6 +15,7 @@ from davit.recipes import make_recipe
 from davit.records import assign
 from davit.train.build import build_model
 from davit.train.distributed import World
+from davit.train.optimizer import OptimizerConfig
 from davit.train.recipe import Recipe
 from davit.train.run import make_plan
 from davit.train.sides import first_values, list_images, make_task
@@ -24,10 +25,12 @@ TINY = DaViTConfig(in_channels=1, widths=(32, 32, 32, 32), depths=(1, 1, 1, 1), 
 
 
 def tiny_recipe(**settings: str) -> Recipe:
-    """Digits with a very small model: 11 steps an epoch, on one thread, for a second one only waits."""
+    """Digits with a very small model and AdamW: 11 steps an epoch, on one thread, for a second one only waits."""
     torch.set_num_threads(1)
     recipe = make_recipe("digits")
-    recipe = replace(recipe, model=replace(recipe.model, backbone=TINY))
+    recipe = replace(
+        recipe, model=replace(recipe.model, backbone=TINY), optimizer=OptimizerConfig(learning_rate=4e-3)
+    )
     for path, text in {"data.batch_size": "128", "schedule.epochs": "2", "schedule.warmup_epochs": "1"}.items():
         recipe = assign(recipe, path, text)
     for path, text in settings.items():

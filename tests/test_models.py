@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import davit
 from davit.models.attention import ChannelAttention, channel_affinity, channel_attention
-from davit.models.blocks import DropPath
+from davit.models.blocks import ConvPositionEncoding, DropPath
 from davit.models.classifier import Classifier
 from davit.models.complexity import attention_growth, count_macs, count_parameters, norm_operations
 from davit.models.config import ClassifierConfig, DaViTConfig
@@ -173,6 +173,23 @@ def test_half_precision_forward_stays_finite_with_large_activations(small_config
     for a, b in zip(exact, half, strict=True):
         assert b.isfinite().all()
         assert (b - a).norm() < 0.1 * a.norm()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (2, 2), (2, 1), (3, 2)])
+def test_position_encoding_of_low_maps_is_the_same_convolution_in_training(height, width):
+    encoding = ConvPositionEncoding(8).double()
+    x = torch.randn(3, height, width, 8, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x, (0, 0, 1, 1, 1, 1))
+    kernel = encoding.dwconv.weight[:, 0].permute(1, 2, 0)
+    expected = x + encoding.dwconv.bias + sum(
+        padded[:, i : i + height, j : j + width] * kernel[i, j] for i in range(3) for j in range(3)
+    )
+    gradient = torch.randn_like(x)
+    wanted = torch.autograd.grad(expected, tuple(encoding.parameters()), gradient)
+    for training in (True, False):
+        y = encoding.train(training)(x)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(torch.autograd.grad(y, tuple(encoding.parameters()), gradient), wanted)
 
 
 def test_drop_path_rises_per_attention_block():

@@ -51,8 +51,8 @@ def _digits(name: str, start: Start) -> Recipe:
                 crop_scale=(1.0, 1.0), flip=0.0, rotate=12.0, translate=0.08, zoom=0.12, rand_augment="", erasing=0.0
             ),
         ),
-        optimizer=OptimizerConfig(learning_rate=4e-3),
-        schedule=ScheduleConfig(epochs=18, warmup_epochs=1, cooldown_epochs=0),
+        optimizer=OptimizerConfig(kind="muon", learning_rate=4e-3, matrix_rate=3),
+        schedule=ScheduleConfig(epochs=8, warmup_epochs=1, cooldown_epochs=0),
         runtime=RuntimeRecipe(ema=0.98),
     )
 
