@@ -28,9 +28,7 @@ def tiny_recipe(**settings: str) -> Recipe:
     """Digits with a very small model and AdamW: 11 steps an epoch, on one thread, for a second one only waits."""
     torch.set_num_threads(1)
     recipe = make_recipe("digits")
-    recipe = replace(
-        recipe, model=replace(recipe.model, backbone=TINY), optimizer=OptimizerConfig(learning_rate=4e-3)
-    )
+    recipe = replace(recipe, model=replace(recipe.model, backbone=TINY), optimizer=OptimizerConfig(learning_rate=4e-3))
     for path, text in {"data.batch_size": "128", "schedule.epochs": "2", "schedule.warmup_epochs": "1"}.items():
         recipe = assign(recipe, path, text)
     for path, text in settings.items():

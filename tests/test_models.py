@@ -181,8 +181,10 @@ def test_position_encoding_of_low_maps_is_the_same_convolution_in_training(heigh
     x = torch.randn(3, height, width, 8, dtype=torch.float64)
     padded = torch.nn.functional.pad(x, (0, 0, 1, 1, 1, 1))
     kernel = encoding.dwconv.weight[:, 0].permute(1, 2, 0)
-    expected = x + encoding.dwconv.bias + sum(
-        padded[:, i : i + height, j : j + width] * kernel[i, j] for i in range(3) for j in range(3)
+    expected = (
+        x
+        + encoding.dwconv.bias
+        + sum(padded[:, i : i + height, j : j + width] * kernel[i, j] for i in range(3) for j in range(3))
     )
     gradient = torch.randn_like(x)
     wanted = torch.autograd.grad(expected, tuple(encoding.parameters()), gradient)
