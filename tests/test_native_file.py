@@ -1,6 +1,8 @@
 """Files for the native engine: the same bits back, and no damaged one is taken."""
 
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -88,6 +90,19 @@ def test_it_is_known_by_name_or_header(tmp_path):
     assert [is_native_file(tmp_path / name) for name in names] == [True, False, True, False, False]
     assert [is_checkpoint(tmp_path / name) for name in names[:2]] == [False, True]
     assert read_native(tmp_path / "a.bin").kind == "classification"
+
+
+@pytest.mark.parametrize("quantization", [None, SOME], ids=["float32", "int8"])
+def test_opening_does_not_load_pytorchs_compiler(tmp_path, quantization):
+    """That takes seconds; arithmetic on meta tensors does it."""
+    write_native(tmp_path / "a.davit", ready(classifier(classes=4)), quantization)
+    code = f"""
+import sys
+from davit.inference.predictor import Predictor
+Predictor.load({str(tmp_path / "a.davit")!r})
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_damage_is_found(tmp_path):

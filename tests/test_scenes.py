@@ -126,6 +126,17 @@ def test_little_is_hidden_and_sizes_and_classes_vary() -> None:
     assert np.percentile(sides, 95) > 45
 
 
+def test_fuller_scenes_have_at_least_so_many_digits_where_they_find_a_place() -> None:
+    usual, full = Scenes("train", 60, "segmentation"), Scenes("train", 60, "segmentation", fewest=6)
+    counts = [len(full.placed(index)) for index in range(60)]
+    assert max(counts) == 8
+    assert sum(count >= 6 for count in counts) > 50
+    assert full.histogram()[1:].sum() > 1.3 * usual.histogram()[1:].sum()
+    for fewest in (0, 9):
+        with pytest.raises(ValueError, match="1 to 8"):
+            Scenes("train", 60, "segmentation", fewest=fewest)
+
+
 def test_ground_truth_is_coco() -> None:
     data = Scenes("test", 12, "detection", seed=4, size=96)
     truth = data.ground_truth()

@@ -45,6 +45,7 @@ class DataRecipe:
         root: that folder, with `train/` and `val/` or to be split.
         validation_share: share of a folder without `train/` and `val/` that is held out.
         scenes: training scenes in an epoch; a tenth as many are there for validation.
+        fewest_digits: digits laid into a training scene at least, of 8; those for validation always have 1 to 8.
         class_list: file with the class names of `masks`, a line each, where it does not lie in `root`.
         ignore: labels of `masks` that stand for no class, beside 255.
         image_size: side of the square the model sees, in pixels.
@@ -62,6 +63,7 @@ class DataRecipe:
     root: str = ""
     validation_share: float = 0.2
     scenes: int = 2000
+    fewest_digits: int = 1
     class_list: str = ""
     ignore: tuple[int, ...] = ()
     image_size: int = 224
@@ -81,6 +83,8 @@ class DataRecipe:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
         if self.scenes < 10:
             raise ValueError(f"scenes must be at least 10, got {self.scenes}")
+        if not 1 <= self.fewest_digits <= 8:
+            raise ValueError(f"fewest_digits must lie in 1 to 8, got {self.fewest_digits}")
         if self.longest and self.longest < self.image_size:
             raise ValueError(f"longest must be 0 or at least image_size, got {self.longest} and {self.image_size}")
         if not 0 < self.validation_share < 1:

@@ -57,7 +57,7 @@ def list_images(recipe: Recipe) -> Images:
         return build_images(data, recipe.runtime.seed)
     if data.source == "scenes":
         held_out = min(max(1, data.scenes // 10), MOST_TEST_SCENES)
-        return Images(Scenes("train", data.scenes, task), Scenes("test", held_out, task))
+        return Images(Scenes("train", data.scenes, task, fewest=data.fewest_digits), Scenes("test", held_out, task))
     if not data.root:
         raise ValueError("say where the images are: data.root=DIR")
     if isinstance(recipe.task, SegmentationConfig):

@@ -167,10 +167,11 @@ def _checked_metadata(path: Path, raw: bytes) -> dict[str, str]:
         (length,) = struct.unpack("<Q", raw[:8])
         metadata = json.loads(raw[8 : 8 + length])["__metadata__"]
         stated, version = metadata["davit_native_sha256"], metadata[_KEY]
-        blank = raw.replace(stated.encode(), _NO_DIGEST.encode(), 1)
+        digest = hashlib.sha256(raw[: 8 + length].replace(stated.encode(), _NO_DIGEST.encode(), 1))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise damaged from error
-    if len(stated) != 64 or hashlib.sha256(blank).hexdigest() != stated:
+    digest.update(memoryview(raw)[8 + length :])
+    if len(stated) != 64 or digest.hexdigest() != stated:
         raise damaged
     if version != VERSION:
         raise CheckpointError(f"{path}: written by a newer davit (format {version}, known is {VERSION}); upgrade davit")

@@ -34,6 +34,8 @@ class Quantization:
 
 def code_weights(weight: Tensor) -> tuple[Tensor, Tensor]:  # (outputs, inputs)
     """Return whole numbers, int8 (outputs, inputs), and scales (outputs,): weight = scale * number, to half a step."""
+    if weight.is_meta:  # only shapes count; to compute with them, PyTorch would load its compiler
+        return weight.to(torch.int8), weight[:, 0]
     scales = weight.abs().amax(1) / LARGEST_CODE
     steps = torch.where(scales > 0, scales, 1.0)
     return (weight / steps[:, None]).round().to(torch.int8), scales

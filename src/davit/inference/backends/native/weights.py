@@ -165,8 +165,8 @@ def block_tensors(name: str, block: AttentionBlock) -> Iterator[Named]:
     weight, bias = fold_norm(block.norm_attn, attention.qkv.weight, attention.qkv.bias)
     width, qkv = weight.shape[1], f"{name}.attn.qkv"
     if isinstance(attention, WindowAttention):
-        weight[:width] *= attention.head_width**-0.5
-        bias[:width] *= attention.head_width**-0.5
+        for folded in () if weight.is_meta else (weight, bias):
+            folded[:width] *= attention.head_width**-0.5
         yield from _linear(qkv, weight, bias)
         # A padded token is zero behind the norm, so that its key and value know nothing of the norm.
         yield f"{qkv}.padded", attention.qkv.bias[width:]
@@ -184,14 +184,20 @@ def position_tensors(name: str, position: nn.Module) -> Iterator[Named]:
     """Taps (3, 3, C) and bias, the residual connection added to the centre; nothing for none."""
     if isinstance(position, ConvPositionEncoding):
         taps = position.dwconv.weight.double().squeeze(1).permute(1, 2, 0).clone()
-        taps[1, 1] += 1.0
+        if not taps.is_meta:
+            taps[1, 1] += 1.0
         yield f"{name}.weight", taps
         yield f"{name}.bias", _bias(position.dwconv)
 
 
 def fold_norm(norm: nn.Module, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """A linear layer behind a norm as one behind the norm without its weight and bias, in float64."""
+    """A linear layer behind a norm as one behind the norm without its weight and bias, in float64.
+
+    Of meta tensors only the shapes count: PyTorch would load its compiler, for seconds, to compute with them.
+    """
     gain, shift = _affine(norm)
+    if weight.is_meta:
+        return weight, bias
     folded = weight.double()
     return folded * gain.double(), bias.double() + folded @ shift.double()
 
