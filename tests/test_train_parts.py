@@ -1,6 +1,7 @@
 """What a run is made of: depths of layers, sampling, augmentation, the built-in digits."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import davit
+from davit.cpus import usable_cpus
 from davit.data.digits import Digits
 from davit.data.folder import ClassFolder
 from davit.data.loader import Share, StepSampler, TrainSamples, train_loader
@@ -18,6 +20,7 @@ from davit.preprocessing import Preprocessing
 from davit.recipes import make_recipe
 from davit.records import from_json, to_json
 from davit.seeding import seed_everything
+from davit.train.device import pick_workers
 from davit.train.optimizer import OptimizerConfig, layer_depths, parameter_groups
 from davit.train.schedule import rate_at
 from runs import colour_folder
@@ -148,3 +151,16 @@ def test_every_tensor_decays_where_the_official_dense_recipes_say_so():
     every = parameter_groups(model, OptimizerConfig(weight_decay=0.05, decay_all=True))
     assert sorted(group["weight_decay"] for group in some) == [0.0, 0.05]
     assert [group["weight_decay"] for group in every] == [0.05]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not pin processes")
+def test_workers_are_counted_for_the_processors_that_a_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert usable_cpus() == 1
+        assert pick_workers(-1, torch.device("cpu")) == 0
+        assert pick_workers(-1, torch.device("cuda")) == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert usable_cpus() == len(allowed)

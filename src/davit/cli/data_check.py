@@ -1,10 +1,11 @@
 """`davit data check`: find what would spoil training or scores."""
 
-import os
 import sys
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+from davit.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
             json: Print all findings as JSON.
         """
         check = _check_of(root, class_list, ignore)
-        report = _check(root, check, verify, quick, min(8, os.cpu_count() or 1) if workers is None else workers)
+        report = _check(root, check, verify, quick, min(8, usable_cpus()) if workers is None else workers)
         if write_manifest is not None:
             _write(root, write_manifest)
         print(dumps(report.to_json(), indent=2) if json else _table(report, sys.maxsize if all else _LISTED))

@@ -1,12 +1,13 @@
 """`davit evaluate` for detectors and segmenters."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from davit.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ class DenseOptions:
     @property
     def processes(self) -> int:
         """How many decode."""
-        return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
+        return min(8, usable_cpus()) if self.workers is None else self.workers
 
 
 def evaluate_dense(

@@ -1,6 +1,5 @@
 """A long row of pictures to results: decoded and prepared in threads while the model computes."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from PIL import Image
 
+from davit.cpus import usable_cpus
 from davit.decoding import ImageError, as_shown, read_image
 from davit.inference.backends.protocol import Backend
 from davit.inference.results import Picture, Prepared, Result, read_outputs
@@ -77,8 +77,7 @@ def _stream(
 
 def usual_workers() -> int:
     """As many threads as this process may use processors, at most eight."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, allowed)
+    return min(MOST_WORKERS, usable_cpus())
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int) -> Generator[R]:

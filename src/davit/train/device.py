@@ -1,8 +1,8 @@
 """Where a run computes, and in what precision."""
 
-import os
-
 import torch
+
+from davit.cpus import usable_cpus
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,5 +28,5 @@ def pick_workers(workers: int, device: torch.device) -> int:
     """Turn -1 into the CPUs that are left over; where two of them compute, a worker beside them only slows both."""
     if workers >= 0:
         return workers
-    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = usable_cpus()
     return min(8, free if device.type != "cpu" else max(0, free - 2))
