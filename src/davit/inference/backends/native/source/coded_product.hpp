@@ -34,7 +34,10 @@ void coded_tile(const CodedRow* rows, const WeightCode* b, int groups, const End
   for (int k = 0; k < groups; ++k) {
     IntVec right[WIDTH];
 #pragma GCC unroll 3
-    for (int j = 0; j < WIDTH; ++j) right[j] = load_ints(b + j * LANES * GROUP);
+    for (int j = 0; j < WIDTH; ++j) {
+      right[j] = load_ints(b + j * LANES * GROUP);
+      if (j < 2) hold(right[j]);  // for a third there is no register: products need one between them and their sum
+    }
     __builtin_prefetch(ahead + static_cast<size_t>(k) * (LINE / sizeof(WeightCode)), 0, 2);
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {

@@ -31,7 +31,8 @@ inline Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(f
 inline void store(float* to, Vec x) { *reinterpret_cast<LooseVec*>(to) = x; }
 // Holds a vector in a register. With AVX2, GCC would load it anew for each product that takes it, and a tile would wait for
 // its loads: sixteen for twelve products, where processors load two vectors in the time of two products.
-inline void hold(Vec& x) {
+template <class Register>
+inline void hold(Register& x) {
 #if defined(__AVX__) && !defined(__AVX512F__)
   asm("" : "+x"(x));
 #else
