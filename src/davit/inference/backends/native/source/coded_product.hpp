@@ -90,6 +90,7 @@ void multiply_codes(const Linear& linear, Range panels, Range inputs, In in, int
     const WeightCode* next = p + 1 < panels.end ? linear.codes_at(linear.panel(p + 1), inputs.begin) : codes;
     const Ending ending{linear.scales + column, inputs.begin == 0 ? linear.bias + column : nullptr,
                         finish == Finish::add};
+    int part = 0;
     for_tiles(rows, [&](int first, int height) {
       CodedRow a[TILE_ROWS];
       float* c[TILE_ROWS];
@@ -97,9 +98,9 @@ void multiply_codes(const Linear& linear, Range panels, Range inputs, In in, int
         a[i] = in(first + i);
         c[i] = out(first + i) + (column - origin);
       }
-      const int part = first / height % 3;
       choose_coded_tile(height, panel.width)(
           a, codes, groups, ending, c, next + static_cast<size_t>(part) * groups * (LINE / sizeof(WeightCode)));
+      part = part < 2 ? part + 1 : 0;
       if (finish == Finish::gelu) {
         for (int i = 0; i < height; ++i) {
           for (int j = 0; j < panel.width; ++j) store(c[i] + j * LANES, gelu(load(c[i] + j * LANES)));

@@ -112,6 +112,7 @@ void multiply(const Linear& linear, Range panels, Range inputs, In in, int rows,
       const float* weights = linear.at(panel, k);
       const float* next = last && p + 1 < panels.end ? linear.at(linear.panel(p + 1), inputs.begin)
                                                      : weights + static_cast<size_t>(depth) * panel.width * LANES;
+      int part = 0;
       for_tiles(rows, [&](int first, int height) {
         const float* a[TILE_ROWS];
         float* c[TILE_ROWS];
@@ -119,12 +120,11 @@ void multiply(const Linear& linear, Range panels, Range inputs, In in, int rows,
           a[i] = in(first + i) + (k - inputs.begin);
           c[i] = out(first + i) + column;
         }
-        // The first tiles of a panel fetch the next one between them.
-        const int part = first / height % 3;
         choose_tile(height, panel.width)(a, weights, static_cast<size_t>(panel.width) * LANES, depth,
                                          k == 0 && linear.bias ? linear.bias + panel.first * LANES : nullptr,
                                          k > inputs.begin || finish == Finish::add, c,
                                          next + static_cast<size_t>(part) * depth * (LINE / sizeof(float)));
+        part = part < 2 ? part + 1 : 0;  // the first tiles of a panel fetch the next one between them
         if (finish == Finish::gelu && last) {
           for (int i = 0; i < height; ++i) {
             for (int j = 0; j < panel.width; ++j) store(c[i] + j * LANES, gelu(load(c[i] + j * LANES)));

@@ -5,6 +5,10 @@
 #include <cstddef>
 #include <utility>
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
 namespace davit {
 
 #if defined(__AVX512F__)
@@ -42,9 +46,18 @@ inline void hold(Register& x) {
 inline Vec fill(float x) { return x - Vec{}; }  // minus zero keeps every x, so that compilers leave it out
 inline IntVec fill(int x) { return x - IntVec{}; }
 
-// These keep a NaN in `x`, whatever the bound.
+// These keep a NaN in `x`, whatever the bound: as do the instructions of x86, which give their second operand then. GCC
+// makes a comparison and a choice of the plain form.
+#if defined(__AVX512F__)
+inline Vec at_least(Vec x, Vec bound) { return _mm512_max_ps(bound, x); }
+inline Vec at_most(Vec x, Vec bound) { return _mm512_min_ps(bound, x); }
+#elif defined(__AVX__)
+inline Vec at_least(Vec x, Vec bound) { return _mm256_max_ps(bound, x); }
+inline Vec at_most(Vec x, Vec bound) { return _mm256_min_ps(bound, x); }
+#else
 inline Vec at_least(Vec x, Vec bound) { return x < bound ? bound : x; }
 inline Vec at_most(Vec x, Vec bound) { return x > bound ? bound : x; }
+#endif
 
 namespace detail {
 
