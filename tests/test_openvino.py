@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import openvino
@@ -224,8 +225,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_backbone_gives_four_maps(tmp_path: Path) -> None:
-    model = DenseBackbone(BARE).eval()
+@pytest.mark.parametrize("scale", ["channels", "tokens"])
+def test_a_backbone_gives_four_maps(tmp_path: Path, scale: Literal["channels", "tokens"]) -> None:
+    """Scaled by tokens, as Florence-2's are, too."""
+    model = DenseBackbone(BARE.override(channel_scale=scale, merge_kernel=2 if scale == "channels" else 3)).eval()
     export_openvino(model, tmp_path / "maps.xml")
     run = OpenVinoModel(tmp_path / "maps.xml", threads=1)
     for shape in [(1, 3, 64, 64), (3, 3, 97, 130)]:

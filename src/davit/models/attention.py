@@ -52,12 +52,18 @@ class ChannelAttention(nn.Module):
         _, H, W, C = x.shape
         qkv = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, C // self.group_width, self.group_width))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, groups, N, D)
-        tokens = self.group_width if self.scale == "channels" else H * W
-        attended = channel_attention(q, k, v, tokens**-0.5)
+        scale = self.group_width**-0.5 if self.scale == "channels" else _scale_by_tokens(q)
+        attended = channel_attention(q, k, v, scale)
         return self.proj(attended.transpose(1, 2).flatten(2)).unflatten(1, (H, W))
 
 
-def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _scale_by_tokens(q: Tensor) -> float | Tensor:  # (B, groups, N, D)
+    """One over the root of N; while exporting as a tensor, for OpenVINO does not convert arithmetic of free sizes."""
+    tokens = q.shape[2]
+    return q.new_ones(tokens).sum().rsqrt() if torch.compiler.is_exporting() else tokens**-0.5
+
+
+def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | Tensor) -> Tensor:
     """Attention between channels, equation (4): each channel of a group is one token.
 
     The logits sum over all N tokens and pass the range of fp16 on large images, so sum and softmax stay in fp32.
@@ -72,7 +78,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return v @ affinity.to(v.dtype).mT
 
 
-def channel_affinity(q: Tensor, k: Tensor, scale: float) -> Tensor:
+def channel_affinity(q: Tensor, k: Tensor, scale: float | Tensor) -> Tensor:
     """The softmaxed affinity of each channel (row) to each channel of its group: (B, groups, D, D), rows sum to one."""
     if q.dtype in (torch.float16, torch.bfloat16):
         with torch.autocast(q.device.type, enabled=False):
