@@ -3,7 +3,7 @@
 from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
-from davit.cpus import usable_cpus
+from davit.cpus import usual_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def _data(arguments: list[str]) -> int:
             workers: Processes of the loader; by default one per CPU, 8 at most.
             json: Print the result as JSON.
         """
-        times = _measure(root, settings, images, min(8, usable_cpus()) if workers is None else workers)
+        times = _measure(root, settings, images, usual_workers() if workers is None else workers)
         report = {"data": root, **times.to_json()}
         print(dumps(report, indent=2) if json else _table(report))
         return 0

@@ -5,7 +5,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from davit.cpus import usable_cpus
+from davit.cpus import usual_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
             json: Print all findings as JSON.
         """
         check = _check_of(root, class_list, ignore)
-        report = _check(root, check, verify, quick, min(8, usable_cpus()) if workers is None else workers)
+        report = _check(root, check, verify, quick, usual_workers() if workers is None else workers)
         if write_manifest is not None:
             _write(root, write_manifest)
         print(dumps(report.to_json(), indent=2) if json else _table(report, sys.maxsize if all else _LISTED))

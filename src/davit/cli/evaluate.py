@@ -6,7 +6,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from davit.cpus import usable_cpus
+from davit.cpus import usual_workers
 from davit.inference.backends import BackendName
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def score(
     from davit.evaluation.evaluate import evaluate
 
     metric = Accuracy(backend.config.num_classes)
-    workers = min(8, usable_cpus()) if workers is None else workers
+    workers = usual_workers() if workers is None else workers
     chosen = images if left_out is None else Tolerant(images)
     batches = evaluation_batches(chosen, backend.preprocessing, batch_size=batch_size, workers=workers)
     if isinstance(chosen, Tolerant) and left_out is not None:

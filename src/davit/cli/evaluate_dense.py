@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from davit.cpus import usable_cpus
+from davit.cpus import usual_workers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class DenseOptions:
     @property
     def processes(self) -> int:
         """How many decode."""
-        return min(8, usable_cpus()) if self.workers is None else self.workers
+        return usual_workers() if self.workers is None else self.workers
 
 
 def evaluate_dense(

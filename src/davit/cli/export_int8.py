@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from davit.cpus import usable_cpus
+from davit.cpus import usual_workers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -157,7 +157,7 @@ def _score(backend: "Backend", images: "LabelledImages", indices: Sequence[int])
     from davit.evaluation.accuracy import Accuracy
     from davit.evaluation.evaluate import evaluate
 
-    workers = min(8, usable_cpus()) if len(indices) > 500 else 0
+    workers = usual_workers() if len(indices) > 500 else 0
     batches = evaluation_batches(_Some(images, indices), backend.preprocessing, batch_size=32, workers=workers)
     scores = evaluate(backend, batches, Accuracy(backend.config.num_classes))
     return "top1", int(scores["count"]), scores["top1"]

@@ -77,7 +77,8 @@ class Job:
             ValueError: as `predict_stream`.
             OSError: a drawing cannot be written.
         """
-        from davit.inference.stream import map_ahead, predict_stream, usual_workers
+        from davit.cpus import usual_workers
+        from davit.inference.stream import map_ahead, predict_stream
 
         wanted, drawer = self.wanted, self.drawer
         workers = usual_workers() if wanted.workers is None else wanted.workers

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from PIL import Image
 
-from davit.cpus import usable_cpus
+from davit.cpus import usual_workers
 from davit.decoding import ImageError, as_shown, read_image
 from davit.inference.backends.protocol import Backend
 from davit.inference.results import Picture, Prepared, Result, read_outputs
@@ -20,7 +20,6 @@ from davit.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from davit.inference.predictor import Predictor
 
-MOST_WORKERS = 8
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -73,11 +72,6 @@ def _stream(
         while block := list(islice(prepared, size)):
             yield from _answers(backend, block, top, max(first - begin, 0))
             begin += size
-
-
-def usual_workers() -> int:
-    """As many threads as this process may use processors, at most eight."""
-    return min(MOST_WORKERS, usable_cpus())
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int) -> Generator[R]:

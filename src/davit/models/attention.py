@@ -60,7 +60,9 @@ class ChannelAttention(nn.Module):
 def _scale_by_tokens(q: Tensor) -> float | Tensor:  # (B, groups, N, D)
     """One over the root of N; while exporting as a tensor, for OpenVINO does not convert arithmetic of free sizes."""
     tokens = q.shape[2]
-    return q.new_ones(tokens).sum().rsqrt() if torch.compiler.is_exporting() else tokens**-0.5
+    if not torch.compiler.is_exporting():
+        return tokens**-0.5
+    return q.new_ones(tokens, dtype=torch.promote_types(q.dtype, torch.float32)).sum().rsqrt()
 
 
 def channel_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class ConvPositionEncoding(nn.Module):
         """Add the convolution of the map to the map."""
         maps, height = x.permute(0, 3, 1, 2), x.shape[1]
         if self.training and not torch.compiler.is_compiling() and height < 3 and x.device.type == "cpu":
-            # oneDNN goes back through one or two rows five to eight times slower than through three
+            # oneDNN goes back through one or two rows five to eleven times slower than through three
             convolved = self.dwconv(F.pad(maps, (0, 0, 0, 3 - height)))[:, :, :height]
         else:
             convolved = self.dwconv(maps)

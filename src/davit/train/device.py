@@ -2,7 +2,7 @@
 
 import torch
 
-from davit.cpus import usable_cpus
+from davit.cpus import MOST_WORKERS, usable_cpus, usual_workers
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,5 +28,4 @@ def pick_workers(workers: int, device: torch.device) -> int:
     """Turn -1 into the CPUs that are left over; where two of them compute, a worker beside them only slows both."""
     if workers >= 0:
         return workers
-    free = usable_cpus()
-    return min(8, free if device.type != "cpu" else max(0, free - 2))
+    return usual_workers() if device.type != "cpu" else min(MOST_WORKERS, max(0, usable_cpus() - 2))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from davit.data.detection_transforms import DetectionAugmentation
+from davit.data.scenes import MOST_DIGITS
 from davit.data.segmentation_transforms import SegmentationAugmentation
 from davit.data.transforms import Augmentation
 from davit.models.config import DaViTConfig
@@ -83,8 +84,8 @@ class DataRecipe:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
         if self.scenes < 10:
             raise ValueError(f"scenes must be at least 10, got {self.scenes}")
-        if not 1 <= self.fewest_digits <= 8:
-            raise ValueError(f"fewest_digits must lie in 1 to 8, got {self.fewest_digits}")
+        if not 1 <= self.fewest_digits <= MOST_DIGITS:
+            raise ValueError(f"fewest_digits must lie in 1 to {MOST_DIGITS}, got {self.fewest_digits}")
         if self.longest and self.longest < self.image_size:
             raise ValueError(f"longest must be 0 or at least image_size, got {self.longest} and {self.image_size}")
         if not 0 < self.validation_share < 1:
