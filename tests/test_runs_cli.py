@@ -49,7 +49,8 @@ def test_best_first_with_best_and_last_score(tmp_path):
     assert [run.path.name for run in comparison.runs] == ["high", "low"]
     high = comparison.to_json()["runs"][0]
     assert (high["best"], high["last"], high["loss"]) == (0.9, 0.5, 1.0)
-    assert (high["epochs_done"], high["epochs"], high["seconds"], high["images_per_second"]) == (2.0, 18, 90.0, 250.0)
+    assert (high["epochs_done"], high["epochs"]) == (2.0, make_recipe("digits").schedule.epochs)
+    assert (high["seconds"], high["images_per_second"]) == (90.0, 250.0)
     losses = compare([tmp_path], "validation_loss")
     assert losses.best(losses.runs[0]) == 1.5  # the lowest counts
 
