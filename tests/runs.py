@@ -4,12 +4,14 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from davit.data.detection_transforms import DetectionAugmentation
+from davit.models.clip_config import TextConfig
 from davit.models.config import DaViTConfig
 from davit.recipes import make_recipe
 from davit.records import assign
@@ -85,9 +87,11 @@ def tiny_dense_recipe(name: str, **settings: str) -> Recipe:
     if isinstance(data.augmentation, DetectionAugmentation):
         augmentation = replace(data.augmentation, short_sides=(128,), longest=128, crop_short_sides=(128,))
         data = replace(data, image_size=128, longest=128, augmentation=augmentation)
-    small = (
-        {"channels": 16, "auxiliary_channels": 8} if name == "digits.segmentation" else {"channels": 16, "hidden": 32}
-    )
+    small: dict[str, Any] = {"channels": 16, "hidden": 32}
+    if name == "digits.segmentation":
+        small = {"channels": 16, "auxiliary_channels": 8}
+    if name == "digits.contrastive":
+        small = {"embedding": 16, "text": TextConfig(context=24, width=16, heads=2, layers=1)}
     assert model.head is not None
     head = replace(model.head, **small)
     recipe = replace(

@@ -19,14 +19,15 @@ from davit.train.stop import TrainingStoppedError
 from davit.weights.save import save
 from runs import make_trainer, states_equal, stop_after, tiny_dense_recipe, weights_of
 
-NAMES = ("digits.detection", "digits.retinanet", "digits.segmentation")
+NAMES = ("digits.detection", "digits.retinanet", "digits.segmentation", "digits.contrastive")
 SCORES = {"digits.detection": "mask_ap", "digits.retinanet": "box_ap", "digits.segmentation": "miou"}
+SCORES |= {"digits.contrastive": "image_to_text_r5"}
 
 
 @pytest.mark.parametrize("steps", [3, 7])
 @pytest.mark.parametrize("name", NAMES)
 def test_resume_is_exact(tmp_path: Path, name: str, steps: int) -> None:
-    recipe = tiny_dense_recipe(name, runtime__accumulate="2" if steps == 7 else "1")
+    recipe = tiny_dense_recipe(name, runtime__accumulate="2" if steps == 7 and name != "digits.contrastive" else "1")
     whole = make_trainer(recipe, tmp_path / "whole")
     history = whole.run()
     first = make_trainer(recipe, tmp_path / "parts")
@@ -99,6 +100,13 @@ def test_a_run_leaves_a_model_that_loads_and_predicts(tmp_path: Path, name: str)
     assert metrics["parameters"] == sum(p.numel() for p in result.model.parameters())
     model = davit.load(tmp_path / "run" / "model.safetensors")
     assert states_equal(model.state_dict(), result.model.state_dict())
+    if name == "digits.contrastive":
+        page = write_run_report(result).read_text()
+        assert "From a picture to captions" in page
+        assert "&#10003;" in page
+        with pytest.raises(ValueError, match="embed_images"):
+            davit.Predictor(model)
+        return
     assert model.classes[-1] == "9"
     pictures = [Scenes("test", 3, "detection", size=size)[0][0] for size in (128, 96)]
     together = davit.Predictor(model)(pictures)

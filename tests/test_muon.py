@@ -6,7 +6,14 @@ from torch import nn
 
 import davit
 from davit.train.muon import MOMENTUM, STEPS, orthogonalise
-from davit.train.optimizer import OptimizerConfig, count_moments, is_matrix, make_optimizer, parameter_groups, set_rate
+from davit.train.optimizer import (
+    OptimizerConfig,
+    count_moments,
+    make_optimizer,
+    matrices_of,
+    parameter_groups,
+    set_rate,
+)
 from runs import make_trainer, tiny_recipe
 
 MUON = OptimizerConfig(kind="muon", learning_rate=3e-3, weight_decay=0.1, betas=(0.9, 0.98))
@@ -57,7 +64,7 @@ def test_matrices_move_as_under_torchs_muon_and_the_rest_as_under_adamw():
     ours, theirs = Parts(), Parts()
     theirs.load_state_dict(ours.state_dict())
     optimizer = make_optimizer(ours, MUON)
-    matrices = {name for name, p in ours.named_parameters() if is_matrix(p)}
+    matrices = matrices_of(ours)
     assert matrices == {"linear.weight", "again.weight", "mixing.weight"}
     flat = {
         name: p.detach().clone().flatten(1).requires_grad_()

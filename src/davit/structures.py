@@ -57,6 +57,19 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What belongs to an image of an image-text data set.
+
+    Attributes:
+        tokens: its caption, (T,) int64.
+        label: a number that pairs of one meaning share.
+    """
+
+    tokens: "Tensor"
+    label: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What a dataset hands to a task.
 
@@ -64,7 +77,8 @@ class Batch:
         images: (B, C, H, W), normalised; smaller ones among larger ones have zeros at the right and bottom.
         targets: what the task learns or is scored by. Classification: class indices, (B,) int64. Segmentation: class
             indices of pixels, (B, H, W) int64, 255 where none counts. Detection: the instances of each image.
-            Evaluation of detection and segmentation: the picture behind each image.
+            Evaluation of detection and segmentation: the picture behind each image. Image-text: labels, (B,) int64.
+        texts: the caption of each image as tokens, (B, T) int64; for image-text alone.
         ids: index of each sample in its dataset.
         faults: files that could not be read and were replaced by another sample, with the reason.
         sizes: height and width of each image inside `images`; empty where all fill it.
@@ -75,6 +89,7 @@ class Batch:
     ids: tuple[int, ...] = ()
     faults: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
+    texts: "Tensor | None" = None
 
     def to(self, device: Any) -> "Batch":
         """Copy to a device, without waiting for it where the memory is pinned."""
@@ -90,7 +105,8 @@ class Batch:
             targets = change(targets)
         else:  # pictures stay where they are: what they hold is compared on the CPU
             targets = tuple(target.map(change) if isinstance(target, Instances) else target for target in targets)
-        return replace(self, images=change(self.images), targets=targets)
+        texts = None if self.texts is None else change(self.texts)
+        return replace(self, images=change(self.images), targets=targets, texts=texts)
 
 
 @dataclass(frozen=True, kw_only=True)

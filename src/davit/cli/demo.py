@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from davit.train.run import RunResult
 
 RECIPES = {"classification": "digits", "detection": "digits.detection", "segmentation": "digits.segmentation"}
+RECIPES |= {"contrastive": "digits.contrastive"}
 
 
 def main(arguments: list[str]) -> int:
@@ -16,15 +17,15 @@ def main(arguments: list[str]) -> int:
 
     def demo(
         *,
-        task: Literal["classification", "detection", "segmentation"] = "classification",
+        task: Literal["classification", "detection", "segmentation", "contrastive"] = "classification",
         out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None,
         json: bool = False,
     ) -> int:
         """Train on real handwritten digits, then write a page that shows what was learned.
 
         Args:
-            task: Name single digits (a minute), or find them in scenes: boxes and masks, or the class of each pixel
-                (about ten minutes each on two CPU cores).
+            task: Name single digits (a minute), or find them in scenes: boxes and masks, the class of each pixel, or
+                the caption of each scene (about ten minutes each on two CPU cores).
             out: Folder for the checkpoint, metrics.json and report.html, by default runs/demo or runs/demo-TASK; a demo
                 that is there is moved aside.
             json: Print the metrics as JSON.

@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> int:
         """
         from davit.cli.export_int8 import Calibration, find_int8, spread
         from davit.cli.predict import find_images
+        from davit.inference.backends.eager import refuse_image_text
         from davit.inference.export import SUFFIXES, ParityError, report
         from davit.inference.export import export as write
         from davit.weights.load import load
@@ -89,6 +90,7 @@ def main(arguments: list[str]) -> int:
         chosen = format or next((name for name, suffix in SUFFIXES.items() if suffix == out.suffix), "onnx")
         paths = find_images([str(images)]) if images else []
         model = load(checkpoint, variant=variant)
+        refuse_image_text(model)
         if paths and model.preprocessing is None:
             raise ValueError(f"{checkpoint} does not say how images are prepared for it; leave --images out")
         some = [paths[index] for index in spread(len(paths), count)]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from davit.data.images import LabelledImages
     from davit.inference.backends.protocol import Backend
     from davit.inference.export import Int8
-    from davit.models.create import Model
+    from davit.models.classifier import Classifier
     from davit.weights.load import LoadedModel
 
 COMPARED = 64  # pictures on which answers are compared and speed is measured
@@ -55,7 +55,7 @@ def find_int8(model: "LoadedModel", calibration: Calibration) -> "Int8":
     return _unlabelled(model, calibration)
 
 
-def _labelled(model: "Model", calibration: Calibration) -> "Int8":
+def _labelled(model: "Classifier", calibration: Calibration) -> "Int8":
     from davit.data.images import find_images
     from davit.inference.export import Int8
 

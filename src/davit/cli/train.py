@@ -191,6 +191,7 @@ def _train(recipe: "Recipe", options: Options) -> int:
 def told_scores(metrics: "Mapping[str, Any]") -> str:
     """The scores that count, of any task."""
     names = {"top1": "top-1", "box_ap": "box AP", "mask_ap": "mask AP", "miou": "mean IoU", "aacc": "pixel accuracy"}
+    names |= {"image_to_text_r1": "image to text R@1", "text_to_image_r1": "text to image R@1"}
     return ", ".join(f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics)
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from davit.data.transforms import TrainTransform
 from davit.decoding import ImageError
 from davit.seeding import seed_everything
-from davit.structures import Batch
+from davit.structures import Batch, Pair
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -233,9 +233,12 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def _gather(samples: list[Sample], images: torch.Tensor) -> Batch:
+    targets = [sample.target for sample in samples]
+    pairs = [target for target in targets if isinstance(target, Pair)]
     return Batch(
         images=images,
-        targets=_together([sample.target for sample in samples]),
+        targets=_together([pair.label for pair in pairs] or targets),
+        texts=torch.stack([pair.tokens for pair in pairs]) if pairs else None,
         ids=tuple(sample.index for sample in samples),
         faults=tuple(fault for sample in samples for fault in sample.faults),
     )

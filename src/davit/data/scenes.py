@@ -88,7 +88,7 @@ class Scenes:
         task: "detection" or "segmentation".
         seed: another seed gives other scenes.
         side: height and width in pixels.
-        fewest: digits that are laid at least, as far as they find a place.
+        fewest, most: digits that are laid at least and at most, as far as they find a place.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Scenes:
         seed: int = 0,
         size: int = 128,
         fewest: int = 1,
+        most: int = MOST_DIGITS,
     ) -> None:
         """Hold the digits of one side of the fixed split.
 
@@ -110,6 +111,7 @@ class Scenes:
             seed: of all scenes.
             size: height and width in pixels; digits are between 14 pixels and 0.44 of it.
             fewest: digits tried in a scene at least, of 8 at most: fuller scenes teach more for the same computation.
+            most: digits tried in a scene at most.
 
         Raises:
             ValueError: an unknown split or task, sizes that hold no digit, or scikit-learn is not installed.
@@ -118,11 +120,12 @@ class Scenes:
             raise ValueError(f"task must be 'detection' or 'segmentation', got {task!r}")
         if size < 48 or count < 1 or seed < 0:
             raise ValueError(f"size must be at least 48, count 1 and seed 0, got {size}, {count} and {seed}")
-        if not 1 <= fewest <= MOST_DIGITS:
-            raise ValueError(f"fewest must lie in 1 to {MOST_DIGITS}, got {fewest}")
+        if not 1 <= fewest <= most <= MOST_DIGITS:
+            raise ValueError(f"fewest and most must lie in 1 to {MOST_DIGITS}, in order, got {fewest} and {most}")
         self.classes = CLASSES if task == "detection" else ("background", *CLASSES)
         self.category_ids = tuple(range(1, len(CLASSES) + 1))
         self.split, self.task, self.seed, self.side, self.fewest = split, task, seed, size, fewest
+        self.most = most
         self._count = count
         digits = Digits(split)
         self._sources = [_padded(picture) for picture, _ in digits]
@@ -195,7 +198,7 @@ class Scenes:
             raise IndexError(f"scene {index} of {self._count}")
         rng = np.random.default_rng((self.seed, ("train", "test").index(self.split), index))
         layout = _Layout(self.side)
-        for _ in range(int(rng.integers(self.fewest, MOST_DIGITS + 1))):
+        for _ in range(int(rng.integers(self.fewest, self.most + 1))):
             source = int(rng.integers(len(self._sources)))
             layout.lay(self._labels[source], _enlarged(self._sources[source], self.side, rng), rng)
         return layout, rng

@@ -36,7 +36,7 @@ class Exchange(Protocol):
         ...
 
 
-def evaluate(model: Callable[[Tensor], Any], batches: Iterable[Batch], metric: Metric) -> dict[str, float]:
+def evaluate(model: Callable[..., Any], batches: Iterable[Batch], metric: Metric) -> dict[str, float]:
     """Score a model, or a backend, on batches of images and targets.
 
     A model computes on its own device, in evaluation mode and without gradients; the mode it was in is restored.
@@ -44,12 +44,13 @@ def evaluate(model: Callable[[Tensor], Any], batches: Iterable[Batch], metric: M
     # Not inference mode: a sharded model that is first used in it could never be trained.
     with _evaluating(model) as device, torch.no_grad():
         for batch in batches:
-            metric.update(model(batch.images if device is None else batch.images.to(device)), batch.targets)
+            inputs = [batch.images] if batch.texts is None else [batch.images, batch.texts]
+            metric.update(model(*inputs if device is None else (part.to(device) for part in inputs)), batch.targets)
     return metric.compute()
 
 
 @contextmanager
-def _evaluating(model: Callable[[Tensor], Any]) -> Generator[torch.device | None]:
+def _evaluating(model: Callable[..., Any]) -> Generator[torch.device | None]:
     """Yield the device of the model, None for what looks after that itself."""
     if not isinstance(model, nn.Module):
         yield None

@@ -45,7 +45,7 @@ def _page(result: RunResult) -> str:
     keys = ("count", "seconds", "images_per_second", "parameters", "macs")
     scores = {key: value for key, value in result.metrics.items() if key.startswith(tuple(names))}
     shown = scores | {key: result.metrics[key] for key in keys}
-    explained = _explained(result)
+    explained = explained_pictures(result)
     notes = "".join(f"<li>{escape(note)}</li>" for note in notes_of(result))
     sections = {
         "numbers": ("In numbers", numbers_row(shown) + (f'<ul class="notes">{notes}</ul>' if notes else "")),
@@ -110,8 +110,8 @@ def _card(name: str, image: Image.Image) -> str:
     return f'<li><img class="photo" alt="{name}" src="{drawing.data_uri(drawing.fit(image, SIDE))}"><p>{name}</p></li>'
 
 
-def _explained(result: RunResult) -> list[tuple[explorer.Explained, dict[str, object]]]:
-    """Some pictures with the attention of the backbone."""
+def explained_pictures(result: RunResult) -> list[tuple[explorer.Explained, dict[str, object]]]:
+    """Some validation pictures with the attention of the backbone."""
     images, preprocessing = result.images.validation, result.model.preprocessing
     assert preprocessing is not None
     found: list[tuple[explorer.Explained, dict[str, object]]] = []

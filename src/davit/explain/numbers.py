@@ -15,7 +15,11 @@ def numbers_row(metrics: dict[str, float]) -> str:
 
 def is_share(key: str) -> bool:
     """Whether a score is a fraction, to be shown as percent."""
-    return key.startswith(("top", "box_ap", "mask_ap")) or key in ("miou", "aacc", "macc")
+    return (
+        key.startswith(("top", "box_ap", "mask_ap"))
+        or key in ("miou", "aacc", "macc")
+        or key.endswith(("_r1", "_r5", "_r10"))
+    )
 
 
 def _label(key: str) -> str:
@@ -31,6 +35,10 @@ def _label(key: str) -> str:
         "miou": "Mean IoU",
         "aacc": "Pixel accuracy",
         "macc": "Mean class accuracy",
+        "image_to_text_r1": "Image to text, R@1",
+        "image_to_text_r5": "Image to text, R@5",
+        "text_to_image_r1": "Text to image, R@1",
+        "text_to_image_r5": "Text to image, R@5",
     }
     return known.get(key, key.replace("_", " ").capitalize().replace(" ap", " AP "))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from davit.models.clip_config import ImageTextConfig
 from davit.models.complexity import count_parameters
 from davit.models.config import DaViTConfig
 from davit.records import from_json
@@ -136,6 +137,8 @@ def _parameters(path: Path, recipe: dict[str, Any]) -> int | None:
         from davit.weights.checkpoint import read_header
 
         config = read_header(path / "best.safetensors").config
+        if isinstance(config, ImageTextConfig):
+            return None  # metrics.json tells it
         if not isinstance(config, DaViTConfig):
             return count_parameters(config.backbone, config.num_classes)
         return count_parameters(config, None)

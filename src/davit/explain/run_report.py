@@ -11,10 +11,12 @@ from davit.data.folder import ClassFolder
 from davit.data.loader import ClassifiedImages, Part
 from davit.data.shards import Shards
 from davit.explain import drawing
+from davit.explain.contrastive_report import write_contrastive_report
 from davit.explain.dense_report import write_dense_report
 from davit.explain.model_card import model_card, notes_of, read_environment
 from davit.explain.report import THUMBNAIL, ReportInput, Sample, write_report
 from davit.models.classifier import Classifier
+from davit.models.clip import ImageTextModel
 from davit.preprocessing import as_mode
 from davit.tasks.classification import ClassificationMetric
 from davit.train.device import pick_device, pick_workers
@@ -31,6 +33,9 @@ Found = tuple[float, int, int, int]  # (score, image, target, prediction)
 def write_run_report(result: RunResult) -> Path:
     """Write `report.html` into the run folder and return its path."""
     path = result.folder / "report.html"
+    if isinstance(result.model, ImageTextModel):
+        write_contrastive_report(result, path)
+        return path
     if not isinstance(result.metric, ClassificationMetric) or not isinstance(result.model, Classifier):
         write_dense_report(result, path)
         return path

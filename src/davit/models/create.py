@@ -3,6 +3,8 @@
 from typing import Any
 
 from davit.models.classifier import Classifier
+from davit.models.clip import ImageTextModel
+from davit.models.clip_config import ImageTextConfig
 from davit.models.config import ClassifierConfig
 from davit.models.davit import DaViT
 from davit.models.detector import Detector
@@ -12,10 +14,11 @@ from davit.models.upernet import Segmenter
 from davit.models.variants import IMAGE_SIZES, variant
 from davit.preprocessing import Preprocessing
 
-Model = Classifier | Detector | Segmenter
+Model = Classifier | Detector | Segmenter | ImageTextModel
+WholeConfig = ClassifierConfig | DetectorConfig | SegmenterConfig | ImageTextConfig
 
 
-def make_model(config: ClassifierConfig | DetectorConfig | SegmenterConfig) -> Model:
+def make_model(config: WholeConfig) -> Model:
     """Build the model that a config describes, with fresh weights."""
     match config:
         case ClassifierConfig():
@@ -24,6 +27,8 @@ def make_model(config: ClassifierConfig | DetectorConfig | SegmenterConfig) -> M
             return Detector(config)
         case SegmenterConfig():
             return Segmenter(config)
+        case ImageTextConfig():
+            return ImageTextModel(config)
 
 
 def create_model(name: str, num_classes: int = 1000, in_channels: int = 3, **fields: Any) -> Classifier:

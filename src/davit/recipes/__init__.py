@@ -15,6 +15,7 @@ RECIPES = {
     "digits.detection": "davit.recipes.digits",
     "digits.retinanet": "davit.recipes.digits",
     "digits.segmentation": "davit.recipes.digits",
+    "digits.contrastive": "davit.recipes.digits",
     "finetune": "davit.recipes.finetune",
     "imagenet.davit_tiny": "davit.recipes.imagenet",
     "imagenet.davit_small": "davit.recipes.imagenet",

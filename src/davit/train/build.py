@@ -12,8 +12,9 @@ from davit.data.folder import split_folder
 from davit.data.images import find_images
 from davit.data.loader import Part
 from davit.models.classifier import Classifier
+from davit.models.clip_config import ImageTextConfig, ImageTextHead
 from davit.models.config import ClassifierConfig, DaViTConfig
-from davit.models.create import Model, make_model
+from davit.models.create import Model, WholeConfig, make_model
 from davit.models.davit import DaViT
 from davit.models.dense import DenseBackbone
 from davit.models.detector_config import DetectorConfig, DetectorHead
@@ -103,15 +104,15 @@ def build_model(
     return model
 
 
-def whole_config(
-    recipe: Recipe, backbone: DaViTConfig, num_classes: int
-) -> ClassifierConfig | DetectorConfig | SegmenterConfig:
+def whole_config(recipe: Recipe, backbone: DaViTConfig, num_classes: int) -> WholeConfig:
     """The model of a recipe on this backbone."""
     match recipe.model.head:
         case DetectorHead() as head:
             return DetectorConfig(backbone=backbone, head=head, num_classes=num_classes)
         case UPerNetHead() as head:
             return SegmenterConfig(backbone=backbone, head=head, num_classes=num_classes)
+        case ImageTextHead() as head:
+            return ImageTextConfig(backbone=backbone, head=head)
         case None:
             return ClassifierConfig(backbone=backbone, num_classes=num_classes)
 

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from davit.models.blocks import DualAttentionBlock
-from davit.models.create import make_model
+from davit.models.create import WholeConfig, make_model
 from davit.train.footprint import Moment, footprint
 from davit.train.optimizer import count_moments
-from davit.train.planned_step import Config, plan_step
+from davit.train.planned_step import plan_step
 from davit.train.recipe import Recipe
 
 GIB = 2**30
@@ -62,7 +62,7 @@ class Planner:
     """Counts what one of `world` devices holds and sends in a step of a recipe."""
 
     def __init__(
-        self, recipe: Recipe, config: Config, *, world: int, precision: torch.dtype, micro_batch: int, gpu: bool
+        self, recipe: Recipe, config: WholeConfig, *, world: int, precision: torch.dtype, micro_batch: int, gpu: bool
     ) -> None:
         """Plan for a model of `config` and `micro_batch` images at once."""
         self.config, self.step = config, plan_step(recipe, config)

@@ -77,21 +77,29 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     return depths
 
 
-def is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether a parameter maps several inputs to several outputs: linear maps and kernels that mix channels."""
-    return parameter.ndim > 1 and parameter.shape[0] > 1 and parameter.shape[1] > 1
+def matrices_of(model: nn.Module) -> set[str]:
+    """Names of the parameters that map several inputs to several outputs: linear maps and kernels that mix channels.
+
+    A table of embeddings is none: a step sees few of its rows, and each stands for itself.
+    """
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and min(parameter.shape[:2]) > 1 and name not in tables
+    }
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups by depth, decay and whether Muon moves them; `scale` is each group's share of the learning rate."""
-    depths = layer_depths(model)
+    depths, known = layer_depths(model), matrices_of(model)
     top = max(depths.values())
     groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 or config.decay_all
-        matrices = config.kind == "muon" and is_matrix(parameter)
+        matrices = config.kind == "muon" and name in known
         depth = depths[name] if config.layer_decay < 1 else top
         group = groups.setdefault(
             (depth, decays, matrices),
@@ -121,8 +129,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 def count_moments(model: nn.Module, config: OptimizerConfig) -> int:
     """How many numbers the optimizer keeps of all weights: two of each, one of what Muon moves."""
-    muon = config.kind == "muon"
-    return sum(p.numel() * (1 if muon and is_matrix(p) else 2) for p in model.parameters())
+    single = matrices_of(model) if config.kind == "muon" else set()
+    return sum(p.numel() * (1 if name in single else 2) for name, p in model.named_parameters())
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -11,19 +11,20 @@ from torchvision.ops import sigmoid_focal_loss
 
 from davit.data.detection_transforms import DetectionAugmentation
 from davit.data.segmentation_transforms import SegmentationAugmentation
+from davit.models.clip import ImageTextModel
+from davit.models.clip_config import ImageTextConfig
 from davit.models.complexity import count_macs
 from davit.models.config import ClassifierConfig
-from davit.models.create import make_model
+from davit.models.create import WholeConfig, make_model
 from davit.models.detect_mask_rcnn import BOX_SIDE, MASK_SIDE, POSITIVE_SHARE, MaskRCNN
 from davit.models.detector import Detector
-from davit.models.detector_config import DetectorConfig
 from davit.models.segmenter_config import SegmenterConfig
 from davit.structures import Batch
 from davit.tasks.classification import ClassificationConfig, ClassificationTask
+from davit.tasks.contrastive import ContrastiveConfig, ContrastiveTask
 from davit.tasks.segmentation import SegmentationConfig, SegmentationTask
 from davit.train.recipe import Recipe
 
-Config = ClassifierConfig | DetectorConfig | SegmenterConfig
 Size = tuple[int, int]
 
 
@@ -44,7 +45,7 @@ class PlannedStep:
     notes: tuple[str, ...] = ()
 
 
-def plan_step(recipe: Recipe, config: Config) -> PlannedStep:
+def plan_step(recipe: Recipe, config: WholeConfig) -> PlannedStep:
     """Plan a step of a recipe.
 
     Args:
@@ -52,7 +53,20 @@ def plan_step(recipe: Recipe, config: Config) -> PlannedStep:
         config: its model.
     """
     match recipe.task, recipe.data.augmentation:
+        case ContrastiveConfig() as settings, _:
+            assert isinstance(config, ImageTextConfig)
+            side, contrastive = recipe.data.image_size, ContrastiveTask(settings)
+
+            def contrast(model: nn.Module, images: Tensor) -> Tensor:
+                count = len(images)
+                tokens = _zeros(count, config.head.text.context)
+                batch = Batch(images=images, texts=tokens, targets=torch.arange(count))
+                return _total(contrastive.losses(model, batch))
+
+            note = "memory leaves out what other devices' pairs take: similarities of a part of the rows with all"
+            return PlannedStep(size=(side, side), padded=(side, side), loss=contrast, notes=(note,))
         case ClassificationConfig() as settings, _:
+            assert isinstance(config, ClassifierConfig)
             task = ClassificationTask(replace(settings, mix_probability=0.0), config.num_classes)
             side = recipe.data.image_size
 
@@ -61,6 +75,7 @@ def plan_step(recipe: Recipe, config: Config) -> PlannedStep:
 
             return PlannedStep(size=(side, side), padded=(side, side), loss=classify)
         case SegmentationConfig() as settings, SegmentationAugmentation(crop=side):
+            assert isinstance(config, SegmenterConfig)
             segmentation = SegmentationTask(settings, [""] * config.num_classes)
 
             def segment(model: nn.Module, images: Tensor) -> Tensor:
@@ -80,7 +95,7 @@ def plan_step(recipe: Recipe, config: Config) -> PlannedStep:
     raise AssertionError(recipe.task)
 
 
-def count_flops(recipe: Recipe, config: Config, size: Size) -> int:
+def count_flops(recipe: Recipe, config: WholeConfig, size: Size) -> int:
     """Floating-point operations of a step for each image: backward is worth two forwards.
 
     Checkpointing repeats the backbone's forward.
@@ -93,6 +108,8 @@ def count_flops(recipe: Recipe, config: Config, size: Size) -> int:
         images = torch.empty(1, config.backbone.in_channels, *size)
         if isinstance(model, Detector):
             _parts(model, images)
+        elif isinstance(model, ImageTextModel):
+            model(images, torch.zeros(1, model.config.head.text.context, dtype=torch.int64))
         else:
             model(images)
     return 3 * counter.get_total_flops() + (2 * count_macs(config.backbone, *size, None) if again else 0)

@@ -7,10 +7,12 @@ from davit.data.detection_transforms import DetectionAugmentation
 from davit.data.scenes import MOST_DIGITS
 from davit.data.segmentation_transforms import SegmentationAugmentation
 from davit.data.transforms import Augmentation
+from davit.models.clip_config import ImageTextHead
 from davit.models.config import DaViTConfig
 from davit.models.detector_config import DetectorHead
 from davit.models.segmenter_config import UPerNetHead
 from davit.tasks.classification import ClassificationConfig
+from davit.tasks.contrastive import ContrastiveConfig
 from davit.tasks.detection import DetectionConfig
 from davit.tasks.segmentation import SegmentationConfig
 from davit.train.optimizer import OptimizerConfig
@@ -26,14 +28,15 @@ class ModelRecipe:
         backbone: the architecture itself; with `init` only `drop_path` and `gradient_checkpointing` count.
         init: a checkpoint of any known format or a weight name to start from; empty for fresh weights.
         window: side of the windows where `init` was trained at another image size; 0 keeps those of its architecture.
-        head: what stands on the backbone of a detector or segmenter; a classifier's head has no settings.
+        head: what stands on the backbone of a detector or segmenter, or beside that of an image-text model; a
+            classifier's head has no settings.
     """
 
     variant: str
     backbone: DaViTConfig
     init: str = ""
     window: int = 0
-    head: DetectorHead | UPerNetHead | None = None
+    head: DetectorHead | UPerNetHead | ImageTextHead | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,7 @@ class Recipe:
 
     name: str
     model: ModelRecipe
-    task: ClassificationConfig | DetectionConfig | SegmentationConfig
+    task: ClassificationConfig | DetectionConfig | SegmentationConfig | ContrastiveConfig
     data: DataRecipe
     optimizer: OptimizerConfig
     schedule: ScheduleConfig

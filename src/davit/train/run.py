@@ -16,6 +16,7 @@ from davit import __version__
 from davit.atomic import atomic_write
 from davit.data.loader import Share, StepSampler, train_loader
 from davit.models.classifier import Classifier
+from davit.models.clip import ImageTextModel
 from davit.models.complexity import count_macs, count_parameters
 from davit.models.create import Model, make_model
 from davit.models.detector import Detector
@@ -182,7 +183,7 @@ def _finish(
     if not trainer.world.first:
         return None
     model = load(folder / MODEL)
-    assert isinstance(model, (Classifier, Detector, Segmenter))
+    assert isinstance(model, (Classifier, Detector, Segmenter, ImageTextModel))
     seconds = trainer.progress["seconds"]
     parameters, macs = _cost(model, trainer.plan.blank)
     metrics: dict[str, Any] = scores | {
@@ -204,15 +205,18 @@ def _finish(
 
 
 def _cost(model: Model, blank: Tensor) -> tuple[int, int]:
-    """Parameters, and multiply-adds for one image; those of detectors and segmenters are counted by torch."""
+    """Parameters, and multiply-adds for one image; of other models counted by torch, a text included."""
     if isinstance(model, Classifier):
         config = model.config
         return (
             count_parameters(config.backbone, config.num_classes),
             count_macs(config.backbone, blank.shape[-2], blank.shape[-1], config.num_classes),
         )
+    inputs = [blank]
+    if isinstance(model, ImageTextModel):
+        inputs.append(torch.zeros(1, model.config.head.text.context, dtype=torch.int64))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(blank)
+        model(*inputs)
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
 
 

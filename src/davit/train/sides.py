@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from davit.data.captions import CaptionedScenes, Pairs
 from davit.data.coco import CocoImages, find_coco
 from davit.data.detection_transforms import DetectionAugmentation, DetectionTransform
 from davit.data.evaluation_loader import equal_sizes, evaluation_batches, picture_batches
@@ -15,15 +16,17 @@ from davit.data.scenes import Scenes
 from davit.data.segmentation_transforms import SegmentationAugmentation, SegmentationTransform
 from davit.data.transforms import Augmentation, TrainTransform
 from davit.evaluation.mean_iou import check_labels
+from davit.models.clip_config import ImageTextHead
 from davit.preprocessing import Preprocessing
 from davit.structures import Batch
 from davit.tasks.classification import ClassificationConfig, ClassificationTask
+from davit.tasks.contrastive import ContrastiveConfig, ContrastiveTask
 from davit.tasks.detection import DetectionConfig, DetectionTask
 from davit.tasks.segmentation import SegmentationConfig, SegmentationTask
 from davit.train.build import Images, build_images
 from davit.train.distributed import World
 from davit.train.plan import Metric
-from davit.train.recipe import Recipe
+from davit.train.recipe import DataRecipe, Recipe
 from davit.train.step import Task
 
 MOST_TEST_SCENES = 200
@@ -55,8 +58,10 @@ def list_images(recipe: Recipe) -> Images:
     task = "segmentation" if isinstance(recipe.task, SegmentationConfig) else "detection"
     if isinstance(recipe.task, ClassificationConfig):
         return build_images(data, recipe.runtime.seed)
+    if isinstance(recipe.task, ContrastiveConfig):
+        return _list_pairs(recipe)
     if data.source == "scenes":
-        held_out = min(max(1, data.scenes // 10), MOST_TEST_SCENES)
+        held_out = _test_scenes(data)
         return Images(Scenes("train", data.scenes, task, fewest=data.fewest_digits), Scenes("test", held_out, task))
     if not data.root:
         raise ValueError("say where the images are: data.root=DIR")
@@ -72,6 +77,26 @@ def list_images(recipe: Recipe) -> Images:
     notes = [f"{len(train) - len(useful)} training pictures without objects are left out"] * (len(useful) < len(train))
     notes += [f"{train.dropped} training objects without area are left out"] * bool(train.dropped)
     return Images(Part(train, useful), validation, tuple(notes))
+
+
+def _test_scenes(data: DataRecipe) -> int:
+    return min(max(1, data.scenes // 10), MOST_TEST_SCENES)
+
+
+def _list_pairs(recipe: Recipe) -> Images:
+    """List pictures with captions.
+
+    Raises:
+        ValueError: the source has none, or what a batch is compared with would not be the whole batch.
+    """
+    data, head = recipe.data, recipe.model.head
+    if data.source != "scenes" or not isinstance(head, ImageTextHead):
+        raise ValueError(f"image-text learns from data.source=scenes, got {data.source}")
+    if recipe.runtime.accumulate != 1:
+        raise ValueError("runtime.accumulate must be 1: each pair is compared with the whole batch")
+    train = CaptionedScenes("train", data.scenes, fewest=data.fewest_digits)
+    test = CaptionedScenes("test", _test_scenes(data))
+    return Images(Pairs(train, head.text.context), Pairs(test, head.text.context))
 
 
 def first_values(recipe: Recipe, images: Images) -> dict[str, Tensor]:
@@ -93,6 +118,8 @@ def make_task(recipe: Recipe, images: Images) -> ScoredTask:
     match recipe.task:
         case ClassificationConfig() as config:
             return ClassificationTask(config, len(classes))
+        case ContrastiveConfig() as config:
+            return ContrastiveTask(config)
         case SegmentationConfig() as config:
             return SegmentationTask(config, classes)
         case DetectionConfig() as config:
@@ -117,7 +144,7 @@ def validation_batches(
 ) -> tuple[Callable[[], Iterator[Batch]], int]:
     """This process's share of the validation batches, and how many the largest share has."""
     count = len(images.validation)
-    if isinstance(recipe.task, ClassificationConfig):
+    if isinstance(recipe.task, ClassificationConfig | ContrastiveConfig):
         part = Part(images.validation, list(range(world.rank, count, world.size)))
         return (
             lambda: evaluation_batches(part, preprocessing, batch_size=batch_size, workers=workers),

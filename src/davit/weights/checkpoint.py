@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from davit.atomic import atomic_write
+from davit.models.clip_config import ImageTextConfig
 from davit.models.config import ClassifierConfig, DaViTConfig
 from davit.models.detector_config import DetectorConfig
 from davit.models.segmenter_config import SegmenterConfig
@@ -23,8 +24,8 @@ from davit.records import from_json, to_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["classifier", "backbone", "dense", "detector", "segmenter"]
-ModelConfig = ClassifierConfig | DetectorConfig | SegmenterConfig | DaViTConfig
+Kind = Literal["classifier", "backbone", "dense", "detector", "segmenter", "image_text"]
+ModelConfig = ClassifierConfig | DetectorConfig | SegmenterConfig | ImageTextConfig | DaViTConfig
 
 CONFIGS: dict[str, type[ModelConfig]] = {
     "classifier": ClassifierConfig,
@@ -32,6 +33,7 @@ CONFIGS: dict[str, type[ModelConfig]] = {
     "dense": DaViTConfig,
     "detector": DetectorConfig,
     "segmenter": SegmenterConfig,
+    "image_text": ImageTextConfig,
 }
 
 VERSION = "1"
@@ -68,7 +70,7 @@ class Header:
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         if type(self.config) is not CONFIGS[self.kind]:
             raise ValueError(f"a {self.kind} cannot have a {type(self.config).__name__}")
-        count = 0 if isinstance(self.config, DaViTConfig) else self.config.num_classes
+        count = 0 if isinstance(self.config, DaViTConfig | ImageTextConfig) else self.config.num_classes
         if self.classes and len(self.classes) != count:
             raise ValueError(f"{len(self.classes)} class names for {count} classes: give each its name, or none")
         if len(set(self.classes)) < len(self.classes):

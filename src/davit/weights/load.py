@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from davit.models.classifier import Classifier
+from davit.models.clip import ImageTextModel
 from davit.models.config import ClassifierConfig, DaViTConfig
 from davit.models.create import make_model
 from davit.models.davit import DaViT
@@ -28,7 +29,7 @@ from davit.weights.convert.rename import StateDict, describe
 from davit.weights.download import download
 from davit.weights.source import SUFFIXES, find_file, read_content
 
-LoadedModel = Classifier | Detector | Segmenter | DaViT | DenseBackbone
+LoadedModel = Classifier | Detector | Segmenter | ImageTextModel | DaViT | DenseBackbone
 
 
 @dataclass(frozen=True, kw_only=True)

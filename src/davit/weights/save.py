@@ -7,6 +7,7 @@ from typing import Any
 
 from davit import __version__
 from davit.models.classifier import Classifier
+from davit.models.clip import ImageTextModel
 from davit.models.config import DaViTConfig
 from davit.models.davit import DaViT
 from davit.models.dense import DenseBackbone
@@ -48,6 +49,7 @@ def header_of(model: LoadedModel, provenance: Mapping[str, Any]) -> Header:
         DenseBackbone: "dense",
         Detector: "detector",
         Segmenter: "segmenter",
+        ImageTextModel: "image_text",
     }
     kind = kinds.get(type(model))
     if kind is None:

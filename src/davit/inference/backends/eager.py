@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from davit.inference.backends.protocol import Config, Kind
+from davit.models.clip import ImageTextModel
 from davit.models.detector import Detector
 from davit.models.upernet import Segmenter, SegmenterOutput
 from davit.preprocessing import Preprocessing
@@ -31,7 +32,7 @@ class EagerBackend:
             device: None takes the graphics card if there is one, else the CPU.
 
         Raises:
-            ValueError: the model has no preprocessing, or the device is not there.
+            ValueError: the model has no preprocessing, gives no results, or the device is not there.
         """
         preprocessing = getattr(model, "preprocessing", None)
         if not isinstance(preprocessing, Preprocessing):
@@ -39,6 +40,7 @@ class EagerBackend:
                 f"this {type(model).__name__} does not say how images are prepared for it: set its .preprocessing, for "
                 "example to davit.preprocessing.Preprocessing.imagenet(224)"
             )
+        refuse_image_text(model)
         self.device = choose_device(device)
         self.config: Config = model.config  # type: ignore[bad-assignment]  # modules may have any attribute
         self.preprocessing = preprocessing
@@ -61,6 +63,19 @@ class EagerBackend:
         if isinstance(outputs, SegmenterOutput):
             return outputs.logits.to(images.device)
         return [output.to(images.device) for output in outputs]
+
+
+def refuse_image_text(model: object) -> None:
+    """Image-text models give vectors: nothing here names what is in a picture by them yet.
+
+    Raises:
+        ValueError: the model is one.
+    """
+    if isinstance(model, ImageTextModel):
+        raise ValueError(
+            "this is an image-text model, which gives vectors and no classes: take embed_images and embed_texts of "
+            "davit.load(...), or start a classifier from it, davit train finetune model.init=..."
+        )
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from davit.inference.backends.protocol import Config, Kind
+from davit.models.clip_config import ImageTextConfig
 from davit.models.config import DaViTConfig
 from davit.models.detections import DetectorOutput
 from davit.preprocessing import Preprocessing
@@ -77,7 +78,7 @@ class ExportedBackend:
         if header.preprocessing is None:
             raise ValueError(f"{model.path} does not say how images are prepared for it; export a model that does")
         self.kind: Kind = _KINDS[header.kind]
-        assert not isinstance(header.config, DaViTConfig)
+        assert not isinstance(header.config, DaViTConfig | ImageTextConfig)
         self.config: Config = header.config
         self.device = model.device
         self.preprocessing: Preprocessing = header.preprocessing

@@ -9,7 +9,7 @@ import torch
 from davit.inference.backends import BackendName
 from davit.inference.backends.aot_package import is_torch_package
 from davit.inference.backends.choosing import make_backend
-from davit.inference.backends.eager import choose_device
+from davit.inference.backends.eager import choose_device, refuse_image_text
 from davit.inference.backends.native.artefact import is_native_file, read_native
 from davit.inference.backends.onnx_header import is_onnx
 from davit.inference.backends.openvino_ir import is_openvino
@@ -107,4 +107,5 @@ def load_with_head(source: str | Path, variant: str | None = None) -> Model:
     model = load(source, variant=variant)
     if isinstance(model, (DaViT, DenseBackbone)):
         raise ValueError(f"{source} is a backbone without a head; it gives features, not classes, boxes or masks")
+    refuse_image_text(model)
     return model

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from davit.class_names import ADE20K
+from davit.models.clip_config import ImageTextConfig
 from davit.models.config import ClassifierConfig, DaViTConfig
 from davit.models.detect_retinanet import OCTAVE
 from davit.models.detector_config import DetectorConfig, DetectorHead
@@ -39,7 +40,7 @@ def whole_config(shapes: Shapes, state: StateDict, backbone: DaViTConfig) -> Mod
 
 def head_classes(config: ModelConfig, said: Sequence[str]) -> tuple[str, ...]:
     """A name per class: those the file says if they fit, COCO's for 80 objects, ADE20K's for 150 regions, else none."""
-    if isinstance(config, DaViTConfig):
+    if isinstance(config, DaViTConfig | ImageTextConfig):
         return ()
     names = tuple(name.strip() for name in said)
     if isinstance(config, SegmenterConfig):

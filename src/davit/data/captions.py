@@ -1,0 +1,178 @@
+"""Pictures with captions: digit scenes described in words, and captions as tokens."""
+
+from functools import cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from davit.data.scenes import PlacedDigit, Scenes
+from davit.structures import Pair
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+_BESIDE = 0.15  # of the side; digits whose middles differ by less than this have no order
+MOST_TOLD = 4  # digits of a scene with a caption
+
+
+class CaptionedImages(Protocol):
+    """A dataset of pictures with a caption each."""
+
+    def __len__(self) -> int:
+        """Count the pairs."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple["Image", str]:
+        """Return a picture and its caption."""
+        ...
+
+
+class CaptionedScenes:
+    """Digit scenes, each with a caption that names all its digits and their places, such as "a three above a seven".
+
+    A pair is a pure function of (seed, split, index). Training scenes show training digits only.
+
+    Attributes:
+        classes: none: captions say what is there.
+        split: "train" or "test".
+    """
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        split: Literal["train", "test"],
+        count: int,
+        *,
+        seed: int = 0,
+        size: int = 128,
+        fewest: int = 1,
+        most: int = MOST_TOLD,
+    ) -> None:
+        """Describe scenes of `fewest` to `most` digits; see `Scenes`.
+
+        Raises:
+            ValueError: as `Scenes` does.
+        """
+        self.split, self.seed = split, seed
+        self.scenes = Scenes(split, count, "detection", seed=seed, size=size, fewest=fewest, most=most)
+
+    def __len__(self) -> int:
+        """Count the scenes."""
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> "tuple[Image, str]":
+        """Return an RGB picture and its caption."""
+        return self.scenes[index][0], self.caption(index)
+
+    def name(self, index: int) -> str:
+        """Return what errors call a scene."""
+        return self.scenes.name(index)
+
+    def caption(self, index: int) -> str:
+        """What a scene shows, in words; one digit by its name, two by their order, more by their places."""
+        rng = np.random.default_rng((self.seed, ("train", "test").index(self.split), index, 1))
+        return caption(self.scenes.placed(index), self.scenes.side, rng)
+
+
+def caption(placed: tuple[PlacedDigit, ...], side: int, rng: np.random.Generator) -> str:
+    """Describe digits of a square picture, wherever there are two ways to say it by a draw of `rng`."""
+    told = [placed[i] for i in rng.permutation(len(placed))]
+    if len(told) == 1:
+        return rng.choice([_named(told[0]), f"{_named(told[0])} at the {_place(told[0], side)}"])
+    if len(told) == 2 and rng.random() < 0.5:
+        return _ordered(told[0], told[1], side)
+    parts = [f"{_named(digit)} at the {_place(digit, side)}" for digit in told]
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _named(digit: PlacedDigit) -> str:
+    name = NUMBERS[digit.digit]
+    return f"an {name}" if name == "eight" else f"a {name}"
+
+
+def _middle(digit: PlacedDigit) -> tuple[float, float]:
+    left, top, right, bottom = digit.box
+    return (left + right) / 2, (top + bottom) / 2
+
+
+def _place(digit: PlacedDigit, side: int) -> str:
+    x, y = _middle(digit)
+    row, column = _ROWS[min(int(3 * y / side), 2)], _COLUMNS[min(int(3 * x / side), 2)]
+    if row == "middle":
+        return "centre" if column == "centre" else column
+    return row if column == "centre" else f"{row} {column}"
+
+
+def _ordered(first: PlacedDigit, second: PlacedDigit, side: int) -> str:
+    (x, y), (u, v) = _middle(first), _middle(second)
+    across, down = u - x, v - y
+    if max(abs(across), abs(down)) < _BESIDE * side:
+        relation = "beside"
+    elif abs(down) > abs(across):
+        relation = "above" if down > 0 else "below"
+    else:
+        relation = "left of" if across > 0 else "right of"
+    return f"{_named(first)} {relation} {_named(second)}"
+
+
+class Pairs:
+    """Captioned pictures whose captions are tokens, labelled by what they say: equal captions are one label.
+
+    Attributes:
+        classes: those of the pictures.
+    """
+
+    def __init__(self, images: Any, context: int) -> None:
+        """Cut captions to `context` tokens.
+
+        Raises:
+            ValueError: open_clip, which brings the tokenizer, is not installed.
+        """
+        self.images, self.context, self.classes = images, context, ()
+        tokenizer()  # missing packages are told before a run begins
+
+    def __len__(self) -> int:
+        """Count the pairs."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> "tuple[Image, Pair]":
+        """Return a picture, and its caption as the text tower reads it."""
+        image, text = self.images[index]
+        return image, Pair(tokens=tokenize([text], self.context)[0], label=label_of(text))
+
+    def name(self, index: int) -> str:
+        """Return what errors call a picture."""
+        return self.images.name(index)
+
+    def caption(self, index: int) -> str:
+        """The caption as it was written."""
+        return self.images.caption(index)
+
+
+def label_of(text: str) -> int:
+    """A number that stands for a text; 63 bits, so that no two of a billion captions are likely to share one."""
+    return int.from_bytes(blake2b(text.strip().lower().encode(), digest_size=8).digest(), "big") >> 1
+
+
+def tokenize(texts: list[str], context: int) -> "Tensor":
+    """Texts as CLIP's byte-pair tokens between a start and an end, zeros behind; (N, context) int64."""
+    return tokenizer()(texts, context_length=context)
+
+
+@cache
+def tokenizer() -> Any:
+    """open_clip's tokenizer.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        from open_clip.tokenizer import SimpleTokenizer
+    except ImportError as error:
+        raise ValueError("captions are read by open_clip's tokenizer: pip install 'davit[image-text]'") from error
+    return SimpleTokenizer()
