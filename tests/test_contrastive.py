@@ -1,6 +1,7 @@
 """Image-text pre-training: the loss, the text tower, captions, retrieval, and the model's file."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.multiprocessing as mp
 from open_clip.transformer import TextTransformer
 
 import davit
+from davit.cli import main
 from davit.data.captions import CaptionedScenes, Pairs, label_of, tokenize
 from davit.evaluation.retrieval import RetrievalMetric
 from davit.models.clip import LARGEST_SCALE, ImageTextModel, ImageTextOutput, LogitScale
@@ -151,7 +153,9 @@ def test_the_text_tower_begins_as_open_clips_does() -> None:
             assert torch.equal(drawn, value), name
 
 
-def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_a_model_comes_back_from_its_file_and_other_verbs_refuse_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = ImageTextConfig(backbone=TINY.override(in_channels=3), head=ImageTextHead(embedding=16, text=TEXT))
     model = ImageTextModel(config).eval()
     save(model, tmp_path / "model.safetensors")
@@ -161,6 +165,13 @@ def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
     for ours, theirs in zip(model(images, tokens), again(images, tokens), strict=True):
         assert torch.equal(ours, theirs)
     assert model(images).texts is None
+    for command in (
+        ["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "other.pth"), "--to", "official"],
+        ["export", str(tmp_path / "model.safetensors"), str(tmp_path / "model.onnx")],
+        ["evaluate", str(tmp_path / "model.safetensors"), "--data", str(tmp_path)],
+    ):
+        assert main(command) == 2
+        assert re.search("text tower|embed_texts", capsys.readouterr().err)
     assert model(images).images.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
 
 

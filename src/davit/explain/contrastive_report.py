@@ -96,7 +96,7 @@ def _to_captions(space: _Space) -> str:
                 break
         rows = "".join(_answer(text, similar, right) for text, (similar, right) in answers.items())
         title = f"<p>{escape(space.captions[index])}</p>"
-        cards.append(f'<li>{space.picture(index)}{title}<ul class="scores">{rows}</ul></li>')
+        cards.append(f'<li>{space.picture(index)}{title}<ul class="scores sentences">{rows}</ul></li>')
     told = f"Each picture with its caption, and the {FOUND} most similar captions of {len(space.captions)} pairs."
     return f'<p>{told} A tick marks its own.</p><ul class="gallery">{"".join(cards)}</ul>'
 

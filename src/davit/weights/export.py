@@ -76,6 +76,8 @@ def _format(header: Header, target: str) -> Format:
 
 def _obstacle(header: Header, format: Format) -> str | None:
     config = header.backbone
+    if header.kind == "image_text":
+        return "no other format holds a text tower, too; save its .backbone as a checkpoint and convert that"
     if header.kind not in format.kinds and {"detector", "segmenter"} & {header.kind, *format.kinds}:
         return _other_task(header, format)
     if config.channel_scale != format.scale:
