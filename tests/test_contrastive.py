@@ -209,7 +209,8 @@ def test_recall_counts_as_one_would_by_hand() -> None:
     labels = torch.from_numpy(rng.integers(0, 12, 30))
     metric = RetrievalMetric()
     for part in (slice(0, 13), slice(13, 30)):
-        metric.update(ImageTextOutput(images[part], texts[part], torch.tensor(1.0)), labels[part])
+        targets = torch.stack([labels[part], torch.arange(30)[part]], 1)
+        metric.update(ImageTextOutput(images[part], texts[part], torch.tensor(1.0)), targets)
     scores = metric.compute()
     for name, queries, others in (("image_to_text", images, texts), ("text_to_image", texts, images)):
         for k in (1, 5, 10):
@@ -222,12 +223,10 @@ def test_recall_counts_as_one_would_by_hand() -> None:
     assert scores["count"] == 30
 
 
-def test_a_model_that_sees_no_difference_finds_nothing() -> None:
+@pytest.mark.parametrize("value", [1.0, torch.nan])
+def test_a_model_that_sees_no_difference_finds_nothing(value: float) -> None:
     metric = RetrievalMetric()
-    metric.update(ImageTextOutput(torch.ones(20, 4), torch.ones(20, 4), torch.tensor(1.0)), torch.arange(20))
-    assert metric.compute()["image_to_text_r10"] == 0.0
-    broken = RetrievalMetric()
-    broken.update(
-        ImageTextOutput(torch.full((20, 4), torch.nan), torch.ones(20, 4), torch.tensor(1.0)), torch.arange(20)
-    )
-    assert broken.compute()["text_to_image_r10"] == 0.0
+    outputs = ImageTextOutput(torch.full((20, 4), value), torch.ones(20, 4), torch.tensor(1.0))
+    metric.update(outputs, torch.arange(20)[:, None].expand(-1, 2))
+    scores = metric.compute()
+    assert scores["image_to_text_r10"] == scores["text_to_image_r10"] == 0.0

@@ -63,10 +63,12 @@ class Pair:
     Attributes:
         tokens: its caption, (T,) int64.
         label: a number that pairs of one meaning share.
+        image: number of the image, which may have several captions.
     """
 
     tokens: "Tensor"
     label: int
+    image: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,8 @@ class Batch:
         images: (B, C, H, W), normalised; smaller ones among larger ones have zeros at the right and bottom.
         targets: what the task learns or is scored by. Classification: class indices, (B,) int64. Segmentation: class
             indices of pixels, (B, H, W) int64, 255 where none counts. Detection: the instances of each image.
-            Evaluation of detection and segmentation: the picture behind each image. Image-text: labels, (B,) int64.
+            Evaluation of detection and segmentation: the picture behind each image. Image-text: label and
+            number of each image, (B, 2) int64.
         texts: the caption of each image as tokens, (B, T) int64; for image-text alone.
         ids: index of each sample in its dataset.
         faults: files that could not be read and were replaced by another sample, with the reason.

@@ -1,5 +1,6 @@
 """Pictures with captions: digit scenes described in words, and captions as tokens."""
 
+from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -19,6 +20,21 @@ _BESIDE = 0.15  # of the side; digits whose middles differ by less than this hav
 MOST_TOLD = 4  # digits of a scene with a caption
 
 
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """What is said of a picture.
+
+    Attributes:
+        text: in words.
+        label: a number that pairs share which belong together.
+        image: number of the picture, for one may have several captions.
+    """
+
+    text: str
+    label: int
+    image: int
+
+
 class CaptionedImages(Protocol):
     """A dataset of pictures with a caption each."""
 
@@ -26,8 +42,16 @@ class CaptionedImages(Protocol):
         """Count the pairs."""
         ...
 
-    def __getitem__(self, index: int) -> tuple["Image", str]:
+    def __getitem__(self, index: int) -> tuple["Image", Caption]:
         """Return a picture and its caption."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Return what errors call a pair."""
+        ...
+
+    def caption(self, index: int) -> str:
+        """The caption in words."""
         ...
 
 
@@ -65,9 +89,10 @@ class CaptionedScenes:
         """Count the scenes."""
         return len(self.scenes)
 
-    def __getitem__(self, index: int) -> "tuple[Image, str]":
-        """Return an RGB picture and its caption."""
-        return self.scenes[index][0], self.caption(index)
+    def __getitem__(self, index: int) -> "tuple[Image, Caption]":
+        """Return an RGB picture and its caption; equal captions share a label."""
+        text = self.caption(index)
+        return self.scenes[index][0], Caption(text=text, label=label_of(text), image=index)
 
     def name(self, index: int) -> str:
         """Return what errors call a scene."""
@@ -121,19 +146,20 @@ def _ordered(first: PlacedDigit, second: PlacedDigit, side: int) -> str:
 
 
 class Pairs:
-    """Captioned pictures whose captions are tokens, labelled by what they say: equal captions are one label.
+    """Captioned pictures whose captions are tokens.
 
     Attributes:
-        classes: those of the pictures.
+        classes: none.
     """
 
-    def __init__(self, images: Any, context: int) -> None:
+    def __init__(self, images: CaptionedImages, context: int) -> None:
         """Cut captions to `context` tokens.
 
         Raises:
             ValueError: open_clip, which brings the tokenizer, is not installed.
         """
-        self.images, self.context, self.classes = images, context, ()
+        self.images, self.context = images, context
+        self.classes: tuple[str, ...] = ()
         tokenizer()  # missing packages are told before a run begins
 
     def __len__(self) -> int:
@@ -142,8 +168,9 @@ class Pairs:
 
     def __getitem__(self, index: int) -> "tuple[Image, Pair]":
         """Return a picture, and its caption as the text tower reads it."""
-        image, text = self.images[index]
-        return image, Pair(tokens=tokenize([text], self.context)[0], label=label_of(text))
+        image, caption = self.images[index]
+        tokens = tokenize([caption.text], self.context)[0]
+        return image, Pair(tokens=tokens, label=caption.label, image=caption.image)
 
     def name(self, index: int) -> str:
         """Return what errors call a picture."""

@@ -237,7 +237,7 @@ def _gather(samples: list[Sample], images: torch.Tensor) -> Batch:
     pairs = [target for target in targets if isinstance(target, Pair)]
     return Batch(
         images=images,
-        targets=_together([pair.label for pair in pairs] or targets),
+        targets=torch.tensor([(pair.label, pair.image) for pair in pairs]) if pairs else _together(targets),
         texts=torch.stack([pair.tokens for pair in pairs]) if pairs else None,
         ids=tuple(sample.index for sample in samples),
         faults=tuple(fault for sample in samples for fault in sample.faults),

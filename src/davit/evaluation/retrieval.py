@@ -1,5 +1,6 @@
 """Retrieval between images and texts: how often what belongs together is found first."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,62 +14,48 @@ ROWS = 1024  # queries compared at once
 class RetrievalMetric:
     """Recall over all images and texts of a data set, both ways.
 
-    What has one label belongs together: a picture and all its captions, or pictures whose captions are the same. A
-    query finds at rank k if one of its own is among the k most similar.
-
-    Attributes:
-        images: (N, embedding) on the CPU, in the order in which they came.
-        texts: (N, embedding), of the same pairs.
-        labels: (N,) int64.
+    What has one label belongs together: an image and all its captions, or images whose captions are the same. A query
+    finds at rank k if one of its own is among the k most similar. An image with several captions counts once, as query
+    and among the answers.
     """
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    @property
-    def images(self) -> Tensor:
-        """Vectors of the images."""
-        return torch.cat([part[0] for part in self._parts])
-
-    @property
-    def texts(self) -> Tensor:
-        """Vectors of the texts."""
-        return torch.cat([part[1] for part in self._parts])
-
-    @property
-    def labels(self) -> Tensor:
-        """What belongs together."""
-        return torch.cat([part[2] for part in self._parts])
-
-    def update(self, outputs: ImageTextOutput, labels: Tensor) -> None:
-        """Keep the vectors of a batch of pairs."""
+    def update(self, outputs: ImageTextOutput, targets: Tensor) -> None:
+        """Keep the vectors of a batch of pairs; `targets` are label and number of each image, (B, 2)."""
         assert outputs.texts is not None
-        self._parts.append((outputs.images.float().cpu(), outputs.texts.float().cpu(), labels.cpu()))
+        self._parts.append((outputs.images.float().cpu(), outputs.texts.float().cpu(), targets.cpu()))
 
     def merge(self, exchange: Exchange) -> None:
         """Put together what all processes embedded, by rank."""
         self._parts = [part for parts in exchange.gather(self._parts) for part in parts]
 
     def compute(self) -> dict[str, float]:
-        """Return `image_to_text_r1`, `_r5`, `_r10`, `text_to_image_r1`, ... as fractions, and `count` of pairs."""
+        """Return `image_to_text_r1`, `_r5`, `_r10`, `text_to_image_r1`, ... as fractions, and `count` of images."""
         if not self._parts:
             return {"count": 0}
-        images, texts, labels = self.images, self.texts, self.labels
-        scores = recalls(images, texts, labels, "image_to_text") | recalls(texts, images, labels, "text_to_image")
-        return scores | {"count": len(labels)}
+        images, texts, targets = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
+        first = torch.from_numpy(np.unique(targets[:, 1].numpy(), return_index=True)[1])
+        images, labels = images[first], targets[first, 0]
+        scores = recalls(images, labels, texts, targets[:, 0], "image_to_text")
+        scores |= recalls(texts, targets[:, 0], images, labels, "text_to_image")
+        return scores | {"count": len(images)}
 
 
-def recalls(queries: Tensor, others: Tensor, labels: Tensor, name: str) -> dict[str, float]:
-    """Recall at `RANKS` of pairs of vectors, as `NAME_r1` and so on.
+def recalls(queries: Tensor, wanted: Tensor, others: Tensor, labels: Tensor, name: str) -> dict[str, float]:
+    """Recall at `RANKS`, as `NAME_r1` and so on.
 
     Args:
         queries: (N, embedding).
-        others: (N, embedding), in which the queries' own are looked for.
-        labels: (N,), of both.
+        wanted: label of each, (N,); at least one of the others has it.
+        others: (M, embedding), in which the queries' own are looked for.
+        labels: theirs, (M,).
         name: what the keys begin with.
     """
-    ranks = torch.cat([_rank(queries[i : i + ROWS], others, labels[i : i + ROWS], labels) for i in _starts(labels)])
+    starts = range(0, len(queries), ROWS)
+    ranks = torch.cat([_rank(queries[i : i + ROWS], others, wanted[i : i + ROWS], labels) for i in starts])
     return {f"{name}_r{k}": float((ranks < k).double().mean()) for k in RANKS}
 
 
@@ -79,7 +66,3 @@ def _rank(queries: Tensor, others: Tensor, wanted: Tensor, labels: Tensor) -> Te
     best = similar.masked_fill(~own, -torch.inf).max(1, keepdim=True).values
     before = ~own & ~(similar < best)  # what is not a number is before, too
     return torch.where(best.isnan().squeeze(1), len(labels), before.sum(1))
-
-
-def _starts(labels: Tensor) -> range:
-    return range(0, len(labels), ROWS)

@@ -78,7 +78,7 @@ def _search(result: RunResult) -> _Space:
     found: list[tuple[Tensor, ...]] = []
     for batch in evaluation_batches(part, model.preprocessing, batch_size=BATCH, workers=0):
         with torch.inference_mode():
-            found.append((*model(batch.images, batch.texts)[:2], batch.targets))
+            found.append((*model(batch.images, batch.texts)[:2], batch.targets[:, 0]))
     pictures, texts, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     captions = [images.caption(index) for index in range(len(part))]
     return _Space(result=result, captions=captions, similar=pictures @ texts.T, own=labels[:, None] == labels)

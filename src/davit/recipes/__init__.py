@@ -33,6 +33,7 @@ RECIPES = {
     "coco.mask_rcnn_3x": "davit.recipes.coco",
     "coco.retinanet_1x": "davit.recipes.coco",
     "coco.retinanet_3x": "davit.recipes.coco",
+    "image_text.unicl": "davit.recipes.image_text",
     "ade20k.upernet": "davit.recipes.ade20k",
 }
 

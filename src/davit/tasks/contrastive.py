@@ -47,7 +47,7 @@ class ContrastiveTask:
         """Return the mean of both directions; over processes, the part of it that DDP's average makes whole."""
         outputs: ImageTextOutput = model(batch.images, batch.texts)
         assert outputs.texts is not None
-        loss = unicl_loss(outputs.images, outputs.texts, outputs.scale, batch.targets, rows=self.config.rows)
+        loss = unicl_loss(outputs.images, outputs.texts, outputs.scale, batch.targets[:, 0], rows=self.config.rows)
         return {"loss": loss}
 
     def metric(self) -> RetrievalMetric:

@@ -25,6 +25,7 @@ KNOWN = {  # training images and classes
     "imagenet22k": (14_197_122, 21_841),
     "coco": (117_266, 80),
     "ade20k": (20_210, 150),
+    "image_text": (1_500_000_000, 0),  # the pairs of the paper's Giant (section 4.1)
 }
 
 
@@ -177,7 +178,8 @@ def _count_images(recipe: Recipe) -> tuple[int, int, list[str]]:
             raise
         count, classes = known
         why = str(error) if recipe.data.root else "data.root is not set"
-        return count, classes, [f"{count:,} training images of {classes:,} classes are assumed: {why}"]
+        of = f" of {classes:,} classes" if classes else ""
+        return count, classes, [f"{count:,} training images{of} are assumed: {why}"]
     return len(images.train), len(images.train.classes), list(images.notes)
 
 

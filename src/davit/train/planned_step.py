@@ -60,7 +60,7 @@ def plan_step(recipe: Recipe, config: WholeConfig) -> PlannedStep:
             def contrast(model: nn.Module, images: Tensor) -> Tensor:
                 count = len(images)
                 tokens = _zeros(count, config.head.text.context)
-                batch = Batch(images=images, texts=tokens, targets=torch.arange(count))
+                batch = Batch(images=images, texts=tokens, targets=torch.arange(count)[:, None].expand(-1, 2))
                 return _total(contrastive.losses(model, batch))
 
             note = "memory leaves out what other devices' pairs take: similarities of a part of the rows with all"

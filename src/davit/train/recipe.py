@@ -45,7 +45,7 @@ class DataRecipe:
 
     Attributes:
         source: the built-in `digits` or `scenes` of them; a `folder` of class folders or shards; `coco` annotations;
-            `masks`: a folder of pictures and index masks.
+            `masks`: a folder of pictures and index masks; `captions`: pictures with captions.
         root: that folder, with `train/` and `val/` or to be split.
         validation_share: share of a folder without `train/` and `val/` that is held out.
         scenes: training scenes in an epoch; a tenth as many are there for validation.
@@ -63,7 +63,7 @@ class DataRecipe:
         augmentation: how training images are varied.
     """
 
-    source: Literal["digits", "scenes", "folder", "coco", "masks"]
+    source: Literal["digits", "scenes", "folder", "coco", "masks", "captions"]
     root: str = ""
     validation_share: float = 0.2
     scenes: int = 2000

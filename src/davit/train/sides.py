@@ -1,11 +1,13 @@
 """What a task brings to a run: its images, how training varies them, its loss, and what it is scored on."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from davit.data.caption_files import find_captions, split_captions
 from davit.data.captions import CaptionedScenes, Pairs
 from davit.data.coco import CocoImages, find_coco
 from davit.data.detection_transforms import DetectionAugmentation, DetectionTransform
@@ -90,13 +92,26 @@ def _list_pairs(recipe: Recipe) -> Images:
         ValueError: the source has none, or what a batch is compared with would not be the whole batch.
     """
     data, head = recipe.data, recipe.model.head
-    if data.source != "scenes" or not isinstance(head, ImageTextHead):
-        raise ValueError(f"image-text learns from data.source=scenes, got {data.source}")
+    if data.source not in ("scenes", "captions") or not isinstance(head, ImageTextHead):
+        raise ValueError(f"image-text learns from data.source=scenes or captions, got {data.source}")
     if recipe.runtime.accumulate != 1:
         raise ValueError("runtime.accumulate must be 1: each pair is compared with the whole batch")
-    train = CaptionedScenes("train", data.scenes, fewest=data.fewest_digits)
-    test = CaptionedScenes("test", _test_scenes(data))
-    return Images(Pairs(train, head.text.context), Pairs(test, head.text.context))
+    context = head.text.context
+    if data.source == "scenes":
+        train = CaptionedScenes("train", data.scenes, size=data.image_size, fewest=data.fewest_digits)
+        test = CaptionedScenes("test", _test_scenes(data), size=data.image_size)
+        return Images(Pairs(train, context), Pairs(test, context))
+    if not data.root:
+        raise ValueError("say where the captions are: data.root=DIR, with captions.csv, or data.root=TABLE")
+    root = Path(data.root)
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        first, second = find_captions(root / "train"), find_captions(root / "val")
+        return Images(Pairs(first, context), Pairs(second, context), (*first.notes, *second.notes))
+    found = find_captions(root)
+    first, second = split_captions(found, data.validation_share, recipe.runtime.seed)
+    images = len({caption.image for caption in second.captions})
+    note = f"{root} has no train/ and val/: {images} of its images are held out for validation"
+    return Images(Pairs(first, context), Pairs(second, context), (*found.notes, note))
 
 
 def first_values(recipe: Recipe, images: Images) -> dict[str, Tensor]:
