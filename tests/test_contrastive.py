@@ -13,12 +13,13 @@ from open_clip.transformer import TextTransformer
 
 import davit
 from davit.cli import main
-from davit.data.captions import CaptionedScenes, Pairs, label_of, tokenize
+from davit.data.captions import CaptionedScenes, Pairs, label_of
 from davit.evaluation.retrieval import RetrievalMetric
 from davit.models.clip import LARGEST_SCALE, ImageTextModel, ImageTextOutput, LogitScale
 from davit.models.clip_config import ImageTextConfig, ImageTextHead, TextConfig
 from davit.models.text import TextTower
 from davit.tasks.contrastive import unicl_loss
+from davit.tokens import tokenize
 from davit.weights.save import save
 from runs import TINY
 
@@ -168,10 +169,10 @@ def test_a_model_comes_back_from_its_file_and_other_verbs_refuse_it(
     for command in (
         ["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "other.pth"), "--to", "official"],
         ["export", str(tmp_path / "model.safetensors"), str(tmp_path / "model.onnx")],
-        ["evaluate", str(tmp_path / "model.safetensors"), "--data", str(tmp_path)],
+        ["evaluate", str(tmp_path / "model.safetensors"), "--data", str(tmp_path)],  # no captions there
     ):
         assert main(command) == 2
-        assert re.search("text tower|embed_texts", capsys.readouterr().err)
+        assert re.search("text tower|embed_texts|no pictures with captions", capsys.readouterr().err)
     assert model(images).images.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
 
 

@@ -1,19 +1,15 @@
 """Values that cross folders."""
 
-from colorsys import hsv_to_rgb
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from davit.colours import class_colour
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
-
-_COLOURS = (
-    0xE6194B, 0x3CB44B, 0x0082C8, 0xF58231, 0x911EB4, 0x46F0F0, 0xFFE119, 0xF032E6,
-    0xAA6E28, 0x008080, 0xD2F53C, 0x000080, 0xFABED4, 0x800000, 0xAAFFC3, 0x808000,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +260,23 @@ class Segmentation:
         return {"file": self.source, "height": height, "width": width, "classes": shares}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """What one picture is like, as a vector.
+
+    Attributes:
+        vector: (embedding,) float32, of length 1.
+        source: where the picture came from, if it came from a file.
+    """
+
+    vector: "Tensor"
+    source: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; each number is exactly the float32 it was."""
+        return {"file": self.source, "embedding": self.vector.tolist()}
+
+
 def encode_mask(mask: "Tensor") -> dict[str, Any]:
     """A mask (height, width) as COCO's compressed RLE, `counts` as text."""
     import numpy as np
@@ -273,13 +286,3 @@ def encode_mask(mask: "Tensor") -> dict[str, Any]:
     counts = encoded["counts"]
     text = counts.decode() if isinstance(counts, bytes) else counts
     return {"size": [int(side) for side in encoded["size"]], "counts": text}
-
-
-def class_colour(index: int) -> tuple[int, int, int]:
-    """Red, green and blue of a class in every picture: the first sixteen by hand, so that they can be told apart."""
-    if index < len(_COLOURS):
-        colour = _COLOURS[index]
-        return colour >> 16, colour >> 8 & 255, colour & 255
-    hue, value = index * 0.61803398875 % 1.0, (0.95, 0.75, 0.55)[index % 3]  # golden angle: no hue comes twice
-    red, green, blue = hsv_to_rgb(hue, 0.75, value)
-    return round(255 * red), round(255 * green), round(255 * blue)

@@ -9,6 +9,8 @@ VERBS = {
     "runs": "compare runs in one table and plot",
     "evaluate": "score a checkpoint on labelled images",
     "predict": "name what is in images",
+    "embed": "make a vector for each image or text",
+    "search": "find what is most like a text or a picture among vectors",
     "data": "check, show or shard images",
     "benchmark": "measure how fast data is loaded and models compute",
     "convert": "turn a checkpoint into another format",

@@ -6,6 +6,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from davit.cli.evaluate_probe import Probe
 from davit.cpus import usual_workers
 from davit.inference.backends import BackendName
 
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     from davit.data.images import LabelledImages
     from davit.evaluation.accuracy import Accuracy
     from davit.inference.backends.protocol import Backend
+    from davit.models.zero_shot import ZeroShotClassifier
 
 _HELP = """Score a checkpoint on labelled images: one folder for each class, or shards. Detectors are scored on COCO
-annotations (average precision), segmenters on index masks (mean intersection over union).
+annotations (average precision), segmenters on index masks (mean intersection over union), image-text models on
+captions (retrieval both ways), or with --zero-shot on class folders by their names alone. --probe scores the features
+under any head, or of a backbone without one, by nearest neighbours and a linear classifier.
 
 Folders are matched with the checkpoint's classes by name, WordNet ids included, never by their order. A file that
 cannot be decoded ends the evaluation: no image is left out or replaced silently.
@@ -26,6 +30,9 @@ cannot be decoded ends the evaluation: no image is left out or replaced silently
   davit evaluate davit_tiny.msft_in1k --data imagenet/val --json
   davit evaluate detector.safetensors --data coco
   davit evaluate segmenter.safetensors --data ADEChallengeData2016
+  davit evaluate image_text.safetensors --data captions
+  davit evaluate image_text.safetensors --data imagenet/val --zero-shot --templates imagenet
+  davit evaluate davit_base_florence2.florence2 --data flowers --probe both --size 224
   davit evaluate segmenter.safetensors --data ADEChallengeData2016 --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
 
 The last two are the official tests of ADE20K: single-scale, whole pictures of 512 pixels on the short side and at most
@@ -58,6 +65,9 @@ def main(arguments: list[str]) -> int:
         stride: Annotated[str | None, arg(metavar="HxW")] = None,
         allow_missing: bool = False,
         per_class: bool = False,
+        zero_shot: bool = False,
+        templates: Annotated[str | None, arg(metavar="TEXT|FILE")] = None,
+        probe: Probe | None = None,
         json: bool = False,
     ) -> int:
         """Evaluate.
@@ -84,12 +94,32 @@ def main(arguments: list[str]) -> int:
             allow_missing: Score what is there, instead of refusing classes without images and files that cannot be
                 decoded; the count tells how many images that was.
             per_class: Print the score of each class as well.
+            zero_shot: With an image-text model, name classes that it never learnt, by the names of the folders.
+            templates: How a name becomes a caption with --zero-shot: a sentence with {} for it, a file of them, or
+                simple or imagenet for open_clip's 7 and 80; by default the model's own.
+            probe: Fit nearest neighbours, a linear classifier, or both to the features of train/ and score them on
+                val/; where there are no such folders a fifth is held out.
             json: Print the result as JSON, with the score of each class.
         """
+        from davit.cli.evaluate_image_text import evaluate_pairs, is_image_text, zero_shot_on
         from davit.cli.evaluate_views import parse_views
 
         views = parse_views(scales, flip, window, stride)
-        opened = _load(checkpoint, variant, size, crop, device, backend, trust)
+        if probe is not None:
+            from davit.cli.evaluate_probe import evaluate_probe
+
+            return evaluate_probe(
+                checkpoint, data, probe, variant=variant, size=size, batch_size=batch_size, workers=workers,
+                device=device, backend=backend, json=json,
+            )  # fmt: skip
+        if templates is not None and not zero_shot:
+            raise ValueError("--templates says how names of classes are put to an image-text model: add --zero-shot")
+        if not zero_shot and is_image_text(checkpoint):
+            return evaluate_pairs(
+                checkpoint, data, size=size, batch_size=batch_size, workers=workers, device=device, json=json
+            )
+        named = zero_shot_on(checkpoint, variant, data, templates) if zero_shot else None
+        opened = _load(checkpoint, variant, size, crop, device, backend, trust, named)
         if opened.kind != "classification":
             from davit.cli.evaluate_dense import DenseOptions, evaluate_dense
 
@@ -172,9 +202,10 @@ def _load(
     device: str | None,
     name: BackendName,
     trust: bool,
+    named: "ZeroShotClassifier | None",
 ) -> "Backend":
     """Open what is to be scored, with the preprocessing it is to be scored with."""
-    backend = _open(checkpoint, variant, size, device, name, trust)
+    backend = _open(checkpoint, variant, size, device, name, trust, named)
     preprocessing = backend.preprocessing
     if size is not None:
         long = round(size * preprocessing.size[1] / preprocessing.size[0]) if preprocessing.fit == "within" else size
@@ -184,15 +215,21 @@ def _load(
 
 
 def _open(
-    checkpoint: str, variant: str | None, size: int | None, device: str | None, name: BackendName, trust: bool
+    checkpoint: str,
+    variant: str | None,
+    size: int | None,
+    device: str | None,
+    name: BackendName,
+    trust: bool,
+    named: "ZeroShotClassifier | None",
 ) -> "Backend":
     from davit.inference.backends.choosing import make_backend
     from davit.inference.backends.opening import exported_format, load_with_head, open_backend
     from davit.preprocessing import Preprocessing
 
-    if exported_format(checkpoint):
+    if named is None and exported_format(checkpoint):
         return open_backend(checkpoint, variant=variant, device=device, backend=name, trust=trust)
-    model = load_with_head(checkpoint, variant)
+    model = load_with_head(checkpoint, variant) if named is None else named
     if model.preprocessing is None:
         if size is None:
             raise ValueError(f"{checkpoint} does not say how images are prepared for it: give their side with --size")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from davit.inference.results import Result
 
 _HELP = """Name what is in images: classes, best first; with a detector objects and their places, with a segmenter the
-share of each class. --save draws them.
+share of each class. With an image-text model --labels says what to look for. --save draws objects and maps.
 
 Files that cannot be decoded are named on stderr while the others go on. The exit code is then 1, and 2 where nothing
 could be begun.
@@ -28,6 +28,7 @@ For many images write to a file: --out takes a line of JSON for each as soon as 
   davit predict --model detector.safetensors street.jpg --save drawn
   davit predict --model mine.safetensors photos 'more/*.webp' --top 1 --json
   davit predict --model mine.safetensors million --backend native --out million.jsonl
+  davit predict --model image_text.safetensors photos --labels 'cat,dog,a red bus'
 """
 
 
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> int:
         device: Annotated[str | None, arg(metavar="NAME")] = None,
         backend: BackendName = "eager",
         variant: Annotated[str | None, arg(metavar="NAME")] = None,
+        labels: Annotated[str | None, arg(metavar="NAME,...|FILE", help_behavior_hint="")] = None,
+        templates: Annotated[str | None, arg(metavar="TEXT|FILE", help_behavior_hint="")] = None,
         threshold: Annotated[float, arg(metavar="SCORE")] = 0.5,
         save: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
         out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
@@ -64,6 +67,9 @@ def main(arguments: list[str]) -> int:
             backend: What computes a checkpoint: eager is PyTorch, native our engine for CPUs, auto the faster of both
                 on this machine.
             variant: What MODEL is, where its tensors leave it open: a name of `davit models`.
+            labels: What an image-text model is to look for: names between commas, or a file with one a line.
+            templates: How a name becomes a caption: a sentence with {} for it, a file of them, or simple or imagenet
+                for open_clip's 7 and 80; by default the model's own.
             threshold: Objects that score less are neither told nor drawn.
             save: Draw objects and maps into this folder; with a detector also results.json, all objects in COCO's
                 format, with a segmenter also index masks.
@@ -76,16 +82,23 @@ def main(arguments: list[str]) -> int:
         from davit.cli.predict_file import TerminatedError, terminable
         from davit.inference.predictor import Predictor
         from davit.inference.stream_files import PictureFiles
+        from davit.inference.zero_shot import parse_labels
 
         images = PictureFiles(paths)
+        if templates is not None and labels is None:
+            raise ValueError("--templates says how names of --labels are put: give both")
+        looked_for = None if labels is None else parse_labels(labels, templates)
         wanted = Wanted(top=top, threshold=threshold, workers=workers)
         predictor = Predictor.load(
-            model, variant=variant, batch_size=batch_size, device=device, backend=backend, tell=_tell, trust=trust
-        )
+            model, variant=variant, batch_size=batch_size, device=device, backend=backend, tell=_tell, trust=trust,
+            labels=looked_for,
+        )  # fmt: skip
         drawer = _drawer(save, threshold, predictor)
         job = Job(predictor=predictor, images=images, wanted=wanted, drawer=drawer)
         asked = (("variant", variant), ("backend", backend), ("top", top), ("threshold", threshold), ("save", save))
         options = {name: None if value is None else str(value) for name, value in asked}
+        if looked_for:
+            options |= {"labels": ", ".join(looked_for.names), "templates": " | ".join(looked_for.templates)}
         try:
             with terminable():
                 return _write_all(job, out, model, options, json) if out else _print_all(job, json)
@@ -161,11 +174,13 @@ def _print_all(job: "Job", json: bool) -> int:
 
 
 def _told(result: "Result") -> str:
-    from davit.structures import Classification, Detections
+    from davit.structures import Classification, Detections, Embedding
 
     if isinstance(result, Detections):
         found = zip(result.labels, result.scores.tolist(), result.boxes.round().int().tolist(), strict=True)
         return "; ".join(f"{label} {100 * score:.1f}% at {','.join(map(str, box))}" for label, score, box in found)
+    if isinstance(result, Embedding):
+        return f"a vector of {len(result.vector)} numbers"
     if not isinstance(result, Classification):
         return "; ".join(f"{name} {100 * share:.1f}%" for name, share in result.shares().items())
     best = zip(result.labels, result.scores, strict=True)

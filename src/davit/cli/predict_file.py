@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from json import dumps
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -40,7 +42,13 @@ def terminable() -> Generator[None]:
 
 
 def write_answers(
-    file: "ResultFile", answers: "Callable[[int], Generator[Answer]]", total: int, *, json: bool = False
+    file: "ResultFile",
+    answers: "Callable[[int], Generator[Answer]]",
+    total: int,
+    *,
+    json: bool = False,
+    verb: str = "predict",
+    out: Path | None = None,
 ) -> int:
     """Append the answers that a file lacks, say how far it has come, and return the exit code.
 
@@ -49,32 +57,35 @@ def write_answers(
         answers: gives those from a picture on.
         total: pictures in all.
         json: print what was done as JSON.
+        verb: what asks.
+        out: what will be made of the file; by default it stays what it is.
     """
+    say = partial(_say, verb)
     before, started = file.answered, time.monotonic()
     if before:
-        _say(f"{file.path} has {before:,} of {total:,} answers already")
+        say(f"{file.path} has {before:,} of {total:,} answers already")
     try:
-        with Progress("predict", "images", total - before) as progress:
-            _write(file, answers(before), progress)
+        with Progress(verb, "images", total - before) as progress:
+            _write(file, answers(before), progress, verb)
     except KeyboardInterrupt as stop:
-        _say(f"stopped; {_go_on(file, total)}")
+        say(f"stopped; {_go_on(file, total)}")
         return 143 if isinstance(stop, TerminatedError) else 130
     except OSError as error:
-        _say(f"error: {error}; {_go_on(file, total)}")
+        say(f"error: {error}; {_go_on(file, total)}")
         return 1
     seconds = time.monotonic() - started
     done = file.answered - before
     report = {
-        "out": str(file.path), "images": file.answered, "errors": file.broken, "answered_before": before,
+        "out": str(out or file.path), "images": file.answered, "errors": file.broken, "answered_before": before,
         "seconds": round(seconds, 3), "images_per_second": round(done / seconds, 2),
     }  # fmt: skip
     errors = f", {file.broken:,} of them errors" if file.broken else ""
-    told = f"{file.path}: {file.answered:,} answers{errors}; {done:,} in {seconds:.1f} s"
+    told = f"{out or file.path}: {file.answered:,} answers{errors}; {done:,} in {seconds:.1f} s"
     print(dumps(report) if json else told)
     return 1 if file.broken else 0
 
 
-def _write(file: "ResultFile", answers: "Generator[Answer]", progress: Progress) -> None:
+def _write(file: "ResultFile", answers: "Generator[Answer]", progress: Progress, verb: str) -> None:
     """Append all answers; the progress tells of those that are on the disk."""
     from tqdm import tqdm
 
@@ -84,7 +95,7 @@ def _write(file: "ResultFile", answers: "Generator[Answer]", progress: Progress)
     with closing(answers), file:
         for answer in answers:
             if isinstance(answer.result, ImageError):
-                tqdm.write(f"davit predict: {answer.result}", file=sys.stderr)
+                tqdm.write(f"davit {verb}: {answer.result}", file=sys.stderr)
             file.add(answer.entry)
             if file.safe > told:
                 progress(file.safe - told)
@@ -95,8 +106,8 @@ def _go_on(file: "ResultFile", total: int) -> str:
     return f"{file.answered:,} of {total:,} images are answered in {file.path}; the same command goes on from there"
 
 
-def _say(text: str) -> None:
-    print(f"davit predict: {text}", file=sys.stderr)
+def _say(verb: str, text: str) -> None:
+    print(f"davit {verb}: {text}", file=sys.stderr)
 
 
 def made_with(model: str, options: Mapping[str, object]) -> dict[str, object]:

@@ -1,18 +1,17 @@
-"""Pictures with captions: digit scenes described in words, and captions as tokens."""
+"""Pictures with captions: digit scenes described in words, and captions as the text tower reads them."""
 
 from dataclasses import dataclass
-from functools import cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from davit.data.scenes import PlacedDigit, Scenes
 from davit.structures import Pair
+from davit.tokens import tokenize, tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
@@ -107,16 +106,17 @@ class CaptionedScenes:
 def caption(placed: tuple[PlacedDigit, ...], side: int, rng: np.random.Generator) -> str:
     """Describe digits of a square picture, wherever there are two ways to say it by a draw of `rng`."""
     told = [placed[i] for i in rng.permutation(len(placed))]
-    if len(told) == 1:
-        return rng.choice([_named(told[0]), f"{_named(told[0])} at the {_place(told[0], side)}"])
+    if len(told) == 1:  # never with its place, or two captions would be true of one picture
+        return named(told[0].digit)
     if len(told) == 2 and rng.random() < 0.5:
         return _ordered(told[0], told[1], side)
-    parts = [f"{_named(digit)} at the {_place(digit, side)}" for digit in told]
+    parts = [f"{named(digit.digit)} at the {_place(digit, side)}" for digit in told]
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _named(digit: PlacedDigit) -> str:
-    name = NUMBERS[digit.digit]
+def named(digit: int) -> str:
+    """A digit as captions name it: "a three", "an eight"."""
+    name = NUMBERS[digit]
     return f"an {name}" if name == "eight" else f"a {name}"
 
 
@@ -142,7 +142,7 @@ def _ordered(first: PlacedDigit, second: PlacedDigit, side: int) -> str:
         relation = "above" if down > 0 else "below"
     else:
         relation = "left of" if across > 0 else "right of"
-    return f"{_named(first)} {relation} {_named(second)}"
+    return f"{named(first.digit)} {relation} {named(second.digit)}"
 
 
 class Pairs:
@@ -184,22 +184,3 @@ class Pairs:
 def label_of(text: str) -> int:
     """A number that stands for a text; 63 bits, so that no two of a billion captions are likely to share one."""
     return int.from_bytes(blake2b(text.strip().lower().encode(), digest_size=8).digest(), "big") >> 1
-
-
-def tokenize(texts: list[str], context: int) -> "Tensor":
-    """Texts as CLIP's byte-pair tokens between a start and an end, zeros behind; (N, context) int64."""
-    return tokenizer()(texts, context_length=context)
-
-
-@cache
-def tokenizer() -> Any:
-    """open_clip's tokenizer.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        from open_clip.tokenizer import SimpleTokenizer
-    except ImportError as error:
-        raise ValueError("captions are read by open_clip's tokenizer: pip install 'davit[image-text]'") from error
-    return SimpleTokenizer()

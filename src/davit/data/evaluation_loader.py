@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from davit.data.loader import WORKER_TIMEOUT, ClassifiedImages, Sample, collate
+from davit.data.loader import WORKER_TIMEOUT, AnnotatedImages, Sample, collate
 from davit.decoding import ImageError
 from davit.preprocessing import Preprocessing
 from davit.structures import Batch, Picture
@@ -33,7 +33,7 @@ class SizedImages(Protocol):
 
 
 def evaluation_batches(
-    images: ClassifiedImages, preprocessing: Preprocessing, *, batch_size: int, workers: int
+    images: AnnotatedImages, preprocessing: Preprocessing, *, batch_size: int, workers: int
 ) -> Iterator[Batch]:
     """Yield every image once, in order, decoded in `workers` processes (0: in this one).
 
@@ -92,7 +92,7 @@ def _load(samples: "Dataset[Sample | ImageError]", order: list[list[int]], worke
 class _EvaluationSamples(Dataset["Sample | ImageError"]):
     """Preprocessed images; errors are handed over as values, for a loader's worker would bury them in a traceback."""
 
-    def __init__(self, images: ClassifiedImages, preprocessing: Preprocessing) -> None:
+    def __init__(self, images: AnnotatedImages, preprocessing: Preprocessing) -> None:
         self.images, self.preprocessing = images, preprocessing
 
     def __len__(self) -> int:

@@ -79,18 +79,18 @@ def _sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], title: str) -> Ima
     sheet = Image.new("RGB", (width, height), GROUND)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
-    draw.text((MARGIN, MARGIN - 4), _fitting(draw, font, title, width - 2 * MARGIN), FAINT, font)
+    draw.text((MARGIN, MARGIN - 4), fitting(draw, font, title, width - 2 * MARGIN), FAINT, font)
     for row, (name, pictures) in enumerate(rows):
         top = MARGIN + LINE + row * (CELL + LINE + GAP)
         for column, image in enumerate(pictures):
             cell = enlarge(fit(image, CELL), CELL).convert("RGB")
             left = MARGIN + column * (CELL + GAP) + (PAIR_GAP - GAP if column else 0)
             sheet.paste(cell, (left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2))
-        draw.text((MARGIN, top + CELL + 2), _fitting(draw, font, name, width - 2 * MARGIN), INK, font)
+        draw.text((MARGIN, top + CELL + 2), fitting(draw, font, name, width - 2 * MARGIN), INK, font)
     return sheet
 
 
-def _fitting(
+def fitting(
     draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str, width: int
 ) -> str:
     """Shorten a text to a width; what the font cannot draw becomes a question mark."""

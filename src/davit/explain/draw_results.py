@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from davit.colours import class_colour
 from davit.models.segmenter_config import IGNORED
-from davit.structures import Detections, Instances, Segmentation, class_colour
+from davit.structures import Detections, Instances, Segmentation
 
 MASK_SHARE = 0.45  # of the colour, over the picture
 MAP_SHARE = 0.6

@@ -1,6 +1,6 @@
 """Pictures to classes, objects or maps, as the model has it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from davit.inference.backends.opening import open_backend
 from davit.inference.backends.protocol import Backend
 from davit.inference.results import Picture, Result
 from davit.inference.stream import predict_stream
+from davit.inference.zero_shot import Labels
 
 
 class Predictor:
@@ -55,17 +56,23 @@ class Predictor:
         backend: BackendName = "eager",
         tell: Callable[[str], None] | None = None,
         trust: bool = False,
+        labels: Sequence[str] | Labels | None = None,
     ) -> "Predictor":
         """Predict with a checkpoint, with public weights by name (see `davit.load`), or with a file of `davit export`.
 
         `backend` is what computes a checkpoint; `tell` is called with one line once "auto" has chosen. `trust` opens
-        files that are code, too: those of AOTInductor.
+        files that are code, too: those of AOTInductor. `labels` are the classes that an image-text model looks for:
+        names, or `davit.inference.zero_shot.Labels` with templates.
 
         Raises:
             ValueError: unknown or unusable weights, a backbone without a head, or an unusable device or backend.
             OSError: the file cannot be read.
         """
-        opened = open_backend(source, variant=variant, device=device, backend=backend, tell=tell, trust=trust)
+        if labels is not None and not isinstance(labels, Labels):
+            labels = Labels(names=tuple(labels))
+        opened = open_backend(
+            source, variant=variant, device=device, backend=backend, tell=tell, trust=trust, labels=labels
+        )
         return cls(opened, batch_size=batch_size)
 
     def __call__(self, images: Picture | Iterable[Picture], top: int = 5) -> list[Result]:
@@ -76,7 +83,7 @@ class Predictor:
             top: how many classes of a classification; fewer where the model has fewer.
 
         Returns:
-            For each image a `Classification`, `Detections` or `Segmentation`, as the model has it.
+            For each image a `Classification`, `Detections`, `Segmentation` or `Embedding`, as the model has it.
 
         Raises:
             ImageError: an image cannot be decoded; it names which. `stream` goes on with the others instead.

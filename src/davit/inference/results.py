@@ -5,16 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
 from davit.inference.backends.protocol import Kind
 from davit.models.class_map import class_map
 from davit.models.detections import to_detections
-from davit.structures import Classification, Detections, Segmentation
+from davit.structures import Classification, Detections, Embedding, Segmentation
 
 Picture = str | Path | bytes | Image
-Result = Classification | Detections | Segmentation
+Result = Classification | Detections | Segmentation | Embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,9 @@ def read_outputs(
             for output, image in found
         ]
     _check(outputs, classes)
+    if kind == "embedding":
+        found = zip(F.normalize(outputs.float(), dim=-1), images, strict=True)
+        return [Embedding(vector=vector, source=image.source) for vector, image in found]
     if kind == "segmentation":
         names = classes or tuple(map(str, range(outputs.shape[1])))
         return [

@@ -43,13 +43,18 @@ class ImageTextHead:
     Attributes:
         embedding: length of the vectors that images and texts share.
         text: the text tower.
+        template: how a class becomes a caption such as those it learnt from, with `{}` for the class's name; what
+            zero-shot use takes where nothing else is said.
     """
 
     embedding: int = 512
     text: TextConfig = field(default_factory=TextConfig)
+    template: str = "a photo of a {}."
 
     def __post_init__(self) -> None:
-        """Refuse a space without dimensions."""
+        """Refuse a space without dimensions, and captions without a name."""
+        if self.template.count("{}") != 1:
+            raise ValueError(f"template must have {{}} once, where the name goes, got {self.template!r}")
         if self.embedding < 1:
             raise ValueError(f"embedding must be at least 1, got {self.embedding}")
 

@@ -96,3 +96,16 @@ class ClassifierConfig:
         """Refuse a head without classes."""
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}; for maps use create_backbone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderConfig:
+    """A backbone and the length of the vectors that are made of its last map."""
+
+    backbone: DaViTConfig
+    embedding: int
+
+    @property
+    def num_classes(self) -> int:
+        """None: vectors name nothing."""
+        return 0

@@ -136,7 +136,9 @@ def _contrastive(name: str, start: Start) -> Recipe:
             variant=variant,
             backbone=architecture(variant).override(drop_path=0.0, window=4),
             init=start.init or "",
-            head=ImageTextHead(embedding=128, text=TextConfig(context=40, width=64, heads=2, layers=3)),
+            head=ImageTextHead(
+                embedding=128, text=TextConfig(context=40, width=64, heads=2, layers=3), template="a {}"
+            ),
         ),
         task=ContrastiveConfig(),
         data=DataRecipe(

@@ -10,6 +10,7 @@ from davit.inference.backends.protocol import Config, Kind
 from davit.models.clip import ImageTextModel
 from davit.models.detector import Detector
 from davit.models.upernet import Segmenter, SegmenterOutput
+from davit.models.zero_shot import Embedder
 from davit.preprocessing import Preprocessing
 
 
@@ -50,6 +51,8 @@ class EagerBackend:
             if isinstance(model, Detector)
             else "segmentation"
             if isinstance(model, Segmenter)
+            else "embedding"
+            if isinstance(model, Embedder)
             else "classification"
         )
         self._compute: Callable[[Tensor], Any] = model.to(self.device).eval()
@@ -66,15 +69,16 @@ class EagerBackend:
 
 
 def refuse_image_text(model: object) -> None:
-    """Image-text models give vectors: nothing here names what is in a picture by them yet.
+    """Image-text models give vectors; what is in a picture they name only once they know what to look for.
 
     Raises:
         ValueError: the model is one.
     """
     if isinstance(model, ImageTextModel):
         raise ValueError(
-            "this is an image-text model, which gives vectors and no classes: take embed_images and embed_texts of "
-            "davit.load(...), or start a classifier from it, davit train finetune model.init=..."
+            "this is an image-text model, which gives vectors and no classes: say what to look for with --labels (from "
+            "Python Predictor.load(..., labels=...)), take its vectors with davit embed or embed_images and "
+            "embed_texts of davit.load(...), or start a classifier from it, davit train finetune model.init=..."
         )
 
 

@@ -14,9 +14,12 @@ from davit.inference.backends.native.artefact import is_native_file, read_native
 from davit.inference.backends.onnx_header import is_onnx
 from davit.inference.backends.openvino_ir import is_openvino
 from davit.inference.backends.protocol import Backend
+from davit.inference.zero_shot import Labels, zero_shot
+from davit.models.clip import ImageTextModel
 from davit.models.create import Model
 from davit.models.davit import DaViT
 from davit.models.dense import DenseBackbone
+from davit.models.zero_shot import ZeroShotClassifier
 from davit.weights.load import load
 
 Format = Literal["onnx", "openvino", "torch", "native"]
@@ -48,6 +51,7 @@ def open_backend(
     backend: BackendName = "eager",
     tell: Callable[[str], None] | None = None,
     trust: bool = False,
+    labels: Labels | None = None,
 ) -> Backend:
     """Open a file of `davit export` by its engine, and weights by a backend.
 
@@ -58,6 +62,7 @@ def open_backend(
         backend: what computes weights, see `make_backend`.
         tell: called with one line once "auto" has chosen.
         trust: open files that are code, too: those of AOTInductor.
+        labels: what an image-text model is to look for, which makes a classifier of it.
 
     Raises:
         ValueError: unknown, damaged or unusable weights, a backbone without a head, a backend that cannot be had, or a
@@ -66,7 +71,10 @@ def open_backend(
     """
     format = exported_format(source)
     if format is None:
-        return make_backend(load_with_head(source, variant), backend, device, tell=tell)
+        model = load_with_head(source, variant) if labels is None else load_zero_shot(source, labels, variant)
+        return make_backend(model, backend, device, tell=tell)
+    if labels is not None:
+        raise _names_already(source)
     if variant is not None:
         raise ValueError(f"{source} says itself what it is; leave the variant out")
     if backend == "native" and format != "native":
@@ -95,6 +103,23 @@ def open_exported(
 
         return TorchBackend(source, trust=trust)
     return read_native(source)
+
+
+def load_zero_shot(source: str | Path, labels: Labels, variant: str | None = None) -> ZeroShotClassifier:
+    """Load an image-text model as a classifier of labels.
+
+    Raises:
+        ValueError: as `davit.load`, another kind of model, or the tokenizer is not installed.
+        OSError: the file cannot be read.
+    """
+    model = load(source, variant=variant)
+    if not isinstance(model, ImageTextModel):
+        raise _names_already(source)
+    return zero_shot(model, labels)
+
+
+def _names_already(source: str | Path) -> ValueError:
+    return ValueError(f"labels are for image-text models, which know texts; {source} is none: leave them out")
 
 
 def load_with_head(source: str | Path, variant: str | None = None) -> Model:

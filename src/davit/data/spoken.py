@@ -1,0 +1,29 @@
+"""Names of class folders as one would say them, for models that read."""
+
+from collections.abc import Sequence
+
+
+def spoken(classes: Sequence[str]) -> tuple[str, ...]:
+    """Turn names of classes into words.
+
+    WordNet ids of ImageNet's classes become the names that CLIP's authors chose for them, as
+    open_clip has them; any other name has blanks for underscores.
+
+    Raises:
+        ValueError: ImageNet's classes, and open_clip is not installed.
+    """
+    known = _imagenet() if any(name[:1] == "n" and name[1:].isdigit() for name in classes) else {}
+    if known and all(name in known for name in classes):
+        return tuple(known[name] for name in classes)
+    return tuple(" ".join(name.replace("_", " ").split()) or name for name in classes)
+
+
+def _imagenet() -> dict[str, str]:
+    from timm.data import ImageNetInfo
+
+    try:
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    except ImportError as error:
+        raise ValueError("ImageNet's names are open_clip's: pip install 'davit[image-text]'") from error
+    synsets = ImageNetInfo("imagenet-1k").label_names()
+    return dict(zip(map(str, synsets), IMAGENET_CLASSNAMES, strict=True))
