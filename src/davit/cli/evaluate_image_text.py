@@ -63,14 +63,13 @@ def evaluate_pairs(
     from davit.evaluation.evaluate import evaluate
     from davit.evaluation.retrieval import RetrievalMetric
     from davit.inference.backends.eager import choose_device
+    from davit.inference.embedding import load_features
     from davit.models.clip import ImageTextModel
     from davit.records import to_json
-    from davit.weights.load import load
 
-    model = load(checkpoint)
+    model = load_features(checkpoint, size=size)
     assert isinstance(model, ImageTextModel)
-    if model.preprocessing is None:
-        raise ValueError(f"{checkpoint} does not say how images are prepared for it")
+    assert model.preprocessing is not None
     preprocessing = model.preprocessing if size is None else replace(model.preprocessing, size=(size, size))
     found = _captions(data)
     for note in found.notes:
