@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from davit.data.caption_files import CaptionFiles
+    from davit.data.caption_shards import CaptionShards
     from davit.models.zero_shot import ZeroShotClassifier
 
 
@@ -93,10 +94,13 @@ def evaluate_pairs(
     return 0
 
 
-def _captions(data: str) -> "CaptionFiles":
+def _captions(data: str) -> "CaptionFiles | CaptionShards":
     """Those of `val/`, where there is such a part."""
     from davit.data.caption_files import find_captions
+    from davit.data.caption_shards import CaptionShards, caption_parts
 
+    if parts := caption_parts(data):
+        return CaptionShards(data, "val" if "val" in parts else parts[0])
     part = Path(data) / "val"
     if part.is_dir():
         print(f"davit evaluate: taking {part}", file=sys.stderr)

@@ -65,6 +65,12 @@ class CaptionFiles:
         return replace(self, paths=paths, captions=captions)
 
 
+def caption_roots(root: str | Path) -> dict[str, Path]:
+    """`train` and `val`, where a folder has both; otherwise the root itself, as `all`."""
+    parts = {name: Path(root) / name for name in ("train", "val")}
+    return parts if all(part.is_dir() for part in parts.values()) else {"all": Path(root)}
+
+
 def find_captions(root: str | Path) -> CaptionFiles:
     """Read pictures and captions.
 
@@ -221,9 +227,8 @@ def _build(where: Path, rows: Iterator[_Row], folders: list[Path]) -> CaptionFil
             continue
         number = numbers.setdefault(file, len(numbers))
         paths.append(path)
-        captions.append(
-            Caption(text=text, label=label_of(f"class {label}" if label else f"image {file}"), image=number)
-        )
+        whose = label_of(f"class {label}" if label else f"image {file}")
+        captions.append(Caption(text=text, label=whose, image=number, class_name=label))
     if gone := left.pop("not there", None):
         raise ValueError(f"{where} names {len(set(gone))} pictures that are not there: {_named(gone)}; mend it")
     if not paths:

@@ -27,11 +27,13 @@ class Caption:
         text: in words.
         label: a number that pairs share which belong together.
         image: number of the picture, for one may have several captions.
+        class_name: the class that the label stands for; empty where it stands for the picture or the caption.
     """
 
     text: str
     label: int
     image: int
+    class_name: str = ""
 
 
 class CaptionedImages(Protocol):

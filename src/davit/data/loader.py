@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from davit.data.permutation import Permutation
 from davit.data.transforms import TrainTransform
 from davit.decoding import ImageError
 from davit.seeding import seed_everything
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]  # (epoch, index)
 REPLACEMENTS = 10
+LARGEST_SHUFFLED = 1 << 26  # samples whose order is held in memory, half a gigabyte
 WORKER_TIMEOUT = 120  # seconds; by default a hung worker is waited for without end
 Transform = Callable[["Image"], torch.Tensor]
 Vary = Callable[["Image", Any], tuple[torch.Tensor, Any]]
@@ -112,13 +114,15 @@ class StepSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield (epoch, index) pairs, a list per micro-batch."""
-        order = lru_cache(maxsize=2)(self._order)
+        order = lru_cache(maxsize=2)(self._order)  # a batch may span two epochs
         for step in self.steps:
             for rows in self.rows:
                 positions = (divmod(step * self.batch_size + row, self.samples) for row in rows)
                 yield [(epoch, int(order(epoch)[position])) for epoch, position in positions]
 
-    def _order(self, epoch: int) -> torch.Tensor:
+    def _order(self, epoch: int) -> "torch.Tensor | Permutation":
+        if self.samples > LARGEST_SHUFFLED:
+            return Permutation(self.samples, (self.seed << 20) + epoch)
         return torch.randperm(self.samples, generator=torch.Generator().manual_seed((self.seed << 20) + epoch))
 
 

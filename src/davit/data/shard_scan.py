@@ -4,6 +4,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -22,9 +23,10 @@ from davit.data.shard_index import (
 from davit.decoding import SUFFIXES, show_path
 
 LABEL = "cls"
-_LONGEST_LABEL = 1 << 12
+LONGEST_LABEL = 1 << 12
 _LARGEST = 1 << 32
 _LISTED = 5
+Members = dict[str, tarfile.TarInfo]  # of one key, by their endings
 
 
 @dataclass
@@ -66,13 +68,12 @@ def scan_shards(
     found = _Scan()
     shards = []
     for number, tar in enumerate(tars):
-        _scan(tar, number, found)
+        walk_tar(tar, found.faults, partial(_add, number=number, found=found))
         shards.append(StoredFile(file=tar.relative_to(root).as_posix(), size=tar.stat().st_size, sha256=digest(tar)))
         progress(shards[-1].size)
     kept, labels, known = _label(found, classes)
-    if found.faults and not skip:
-        more = f"\n... and {len(found.faults) - _LISTED} more" if len(found.faults) > _LISTED else ""
-        raise ShardError("; ".join(found.faults[:_LISTED]) + more + ". --skip leaves what is faulty out, and counts it")
+    if not skip:
+        refuse_faults(found.faults)
     if not kept:
         raise ShardError(
             f"{', '.join(map(str, tars[:_LISTED]))}: no samples (an image and a .{LABEL} of the same name)"
@@ -87,27 +88,34 @@ def scan_shards(
     return part, files, found.faults
 
 
-def _scan(path: Path, number: int, found: _Scan) -> None:
-    """Add the samples of a tar file; whatever is wrong with it becomes a fault that names it."""
+def refuse_faults(faults: Sequence[str]) -> None:
+    """Raise an error that names the first of them, if there are any."""
+    if faults:
+        more = f"\n... and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        raise ShardError("; ".join(faults[:_LISTED]) + more + ". --skip leaves what is faulty out, and counts it")
+
+
+def walk_tar(path: Path, faults: list[str], add: Callable[[tarfile.TarFile, Path, str, Members], None]) -> None:
+    """Call `add` with each key of a tar file and its members; whatever is wrong with the file becomes a fault."""
     try:
         if not path.stat().st_size:
-            found.faults.append(f"{path} is empty")
+            faults.append(f"{path} is empty")
             return
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for key, members in _grouped(tar):
-                _add(tar, path, number, key, members, found)
+                add(tar, path, key, members)
             file.seek(tar.offset)
             if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes a damaged header for the end
-                found.faults.append(f"{path} is cut or damaged at byte {tar.offset:,}")
+                faults.append(f"{path} is cut or damaged at byte {tar.offset:,}")
     except (OSError, tarfile.TarError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        found.faults.append(f"{path} is cut or damaged, or no tar file ({reason})")
+        faults.append(f"{path} is cut or damaged, or no tar file ({reason})")
 
 
-def _grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
     """Members that follow each other and share the key: the path up to the first dot of its last part."""
     key = ""
-    members: dict[str, tarfile.TarInfo] = {}
+    members: Members = {}
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[missing-attribute] - which would grow with every member
         if not member.isreg():
@@ -125,10 +133,27 @@ def _grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
         yield key, members
 
 
-def _add(
-    tar: tarfile.TarFile, path: Path, number: int, key: str, members: dict[str, tarfile.TarInfo], found: _Scan
-) -> None:
-    images = [member for ending, member in members.items() if f".{ending}" in SUFFIXES]
+def images_of(members: Members) -> list[tarfile.TarInfo]:
+    """Those that are pictures, by their endings."""
+    return [member for ending, member in members.items() if f".{ending}" in SUFFIXES]
+
+
+def text_of(tar: tarfile.TarFile, member: tarfile.TarInfo, longest: int) -> str:
+    """The beginning of a member's content as text."""
+    stream = tar.extractfile(member)
+    assert stream is not None  # it is a regular file
+    return stream.read(longest).decode("utf-8", "replace").strip()
+
+
+def unusable(tar: tarfile.TarFile, image: tarfile.TarInfo) -> str:
+    """Why the bytes of an image cannot be read; empty where they can."""
+    if image.offset_data + image.size > os.fstat(tar.fileobj.fileno()).st_size:  # type: ignore[union-attr]
+        return "is cut short"
+    return f"has {image.size:,} bytes, too many for an image" if image.size >= _LARGEST else ""
+
+
+def _add(tar: tarfile.TarFile, path: Path, key: str, members: Members, *, number: int, found: _Scan) -> None:
+    images = images_of(members)
     label = members.get(LABEL)
     where = f"{path}: {show_path(key)}"
     if label is None or len(images) != 1:
@@ -136,15 +161,10 @@ def _add(
         if label is not None or images:  # members of other kinds only, such as a note, are no sample
             found.faults.append(f"{where} has {lacking}")
         return
-    stream = tar.extractfile(label)
-    assert stream is not None  # it is a regular file
-    text = stream.read(_LONGEST_LABEL).decode("utf-8", "replace").strip()
+    text = text_of(tar, label, LONGEST_LABEL)
     image = images[0]
-    if image.offset_data + image.size > os.fstat(tar.fileobj.fileno()).st_size:  # type: ignore[union-attr]
-        found.faults.append(f"{where} is cut short")
-        return
-    if image.size >= _LARGEST:
-        found.faults.append(f"{where} has {image.size:,} bytes, too many for an image")
+    if reason := unusable(tar, image):
+        found.faults.append(f"{where} {reason}")
         return
     found.rows.append((number, image.offset_data // BLOCK, image.size))
     found.texts.append(text)

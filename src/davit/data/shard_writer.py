@@ -28,7 +28,7 @@ from davit.data.shard_index import (
 )
 
 SHUFFLE_SEED = 0
-_MEMBERS_BYTES = 4 * BLOCK  # headers and padding of an image and its class, about
+MEMBERS_BYTES = 4 * BLOCK  # headers and padding of an image and its class, about
 _JPEGS = frozenset((".jpeg", ".jpe", ".jfif"))
 Progress = Callable[[int], object]  # is told a number of bytes
 
@@ -63,22 +63,22 @@ def write_shards(
         raise ValueError(f"shards must have at least {10 * BLOCK} bytes, got {size}")
     folders = {name: ClassFolder(folder) for name, folder in split_roots(root).items()}
     sizes = {name: [path.stat().st_size for path in folder.paths] for name, folder in folders.items()}
-    needed = sum(sum(found) + _MEMBERS_BYTES * len(found) for found in sizes.values())
+    needed = sum(sum(found) + MEMBERS_BYTES * len(found) for found in sizes.values())
     free = shutil.disk_usage(out.absolute().parent).free
     if needed > free:
         raise OSError(f"the shards of {root} take {needed:,} bytes, {out.absolute().parent} has {free:,} left")
     started(sum(sum(found) for found in sizes.values()))
-    with _appearing(out) as temporary:
+    with appearing(out) as temporary:
         parts = {
-            name: _write_part(folder, _plan(sizes[name], size), name, temporary, progress)
+            name: _write_part(folder, plan_shards(sizes[name], size), name, temporary, progress)
             for name, folder in folders.items()
         }
-        _write(temporary / INDEX, index_json(parts))
+        write_new(temporary / INDEX, index_json(parts))
     return parts
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """A folder under another name, which it loses at the end; it vanishes if that is not reached."""
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
@@ -91,12 +91,12 @@ def _appearing(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _plan(sizes: list[int], limit: int) -> list[list[int]]:
+def plan_shards(sizes: list[int], limit: int) -> list[list[int]]:
     """Which samples go into which shard, shuffled."""
     shards: list[list[int]] = [[]]
     filled = 0
     for index in np.random.default_rng(SHUFFLE_SEED).permutation(len(sizes)):
-        taken = sizes[index] + _MEMBERS_BYTES
+        taken = sizes[index] + MEMBERS_BYTES
         if shards[-1] and filled + taken > limit:
             shards.append([])
             filled = 0
@@ -108,7 +108,7 @@ def _plan(sizes: list[int], limit: int) -> list[list[int]]:
 def _write_part(folder: ClassFolder, plan: list[list[int]], name: str, out: Path, progress: Progress) -> ShardPart:
     refuse_uncountable(len(folder.classes), len(plan))
     names = folder.names()
-    keys = _keys(names)
+    keys = keys_of(names)
     (out / name).mkdir()
     samples = np.zeros(len(folder), SAMPLE)
     shards = []
@@ -119,20 +119,20 @@ def _write_part(folder: ClassFolder, plan: list[list[int]], name: str, out: Path
             with tarfile.open(fileobj=hashing, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 for index in members:
                     data = folder.encoded(index)
-                    block = _add(tar, keys[index] + _suffix(names[index]), data)
+                    block = add_member(tar, keys[index] + suffix_of(names[index]), data)
                     samples[index] = (number, folder.labels[index], block, len(data))
-                    _add(tar, keys[index] + ".cls", str(folder.labels[index]).encode())
+                    add_member(tar, keys[index] + ".cls", str(folder.labels[index]).encode())
                     progress(len(data))
             raw.flush()
             os.fsync(raw.fileno())
         shards.append(StoredFile(file=file, size=hashing.size, sha256=hashing.hash.hexdigest()))
     part, files = part_files(name, folder.classes, shards, samples, names, 0)
     for file, data in files.items():
-        _write(out / file, data)
+        write_new(out / file, data)
     return part
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     """Add a member and return the block at which its content begins."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
@@ -141,7 +141,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return tar.offset // BLOCK - -(-len(data) // BLOCK)
 
 
-def _keys(names: list[str]) -> list[str]:
+def keys_of(names: list[str]) -> list[str]:
     """A key for each image: its path without dots, which would end the key in this format, and made unique."""
     taken: set[str] = set()
     keys = []
@@ -156,12 +156,14 @@ def _keys(names: list[str]) -> list[str]:
     return keys
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
+    """The ending of an image in the shards: one for all of JPEG's."""
     suffix = Path(name).suffix.lower()
     return ".jpg" if suffix in _JPEGS else suffix
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, onto the disk."""
     with path.open("xb") as file:
         file.write(data)
         file.flush()

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from davit.data.caption_files import find_captions, split_captions
+from davit.data.caption_files import caption_roots, find_captions, split_captions
+from davit.data.caption_shards import CaptionShards, caption_parts
 from davit.data.captions import CaptionedScenes, Pairs
 from davit.data.coco import CocoImages, find_coco
 from davit.data.detection_transforms import DetectionAugmentation, DetectionTransform
@@ -102,10 +103,15 @@ def _list_pairs(recipe: Recipe) -> Images:
         test = CaptionedScenes("test", _test_scenes(data), size=data.image_size)
         return Images(Pairs(train, context), Pairs(test, context))
     if not data.root:
-        raise ValueError("say where the captions are: data.root=DIR, with captions.csv, or data.root=TABLE")
-    root = Path(data.root)
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        first, second = find_captions(root / "train"), find_captions(root / "val")
+        raise ValueError("say where the captions are: data.root=DIR, with captions.csv or shards, or data.root=TABLE")
+    if parts := caption_parts(data.root):
+        if not {"train", "val"} <= set(parts):
+            raise ValueError(f"{data.root} holds the parts {', '.join(parts)}: a run needs shards of train and of val")
+        first, second = CaptionShards(data.root, "train"), CaptionShards(data.root, "val")
+        return Images(Pairs(first, context), Pairs(second, context), (*first.notes, *second.notes))
+    root, roots = Path(data.root), caption_roots(data.root)
+    if "train" in roots:
+        first, second = find_captions(roots["train"]), find_captions(roots["val"])
         return Images(Pairs(first, context), Pairs(second, context), (*first.notes, *second.notes))
     found = find_captions(root)
     first, second = split_captions(found, data.validation_share, recipe.runtime.seed)
