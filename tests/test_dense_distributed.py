@@ -1,4 +1,4 @@
-"""Detection and segmentation on two processes: the same run and the same scores as on one."""
+"""Detection, segmentation and image-text pre-training on two processes: the same run and scores as on one."""
 
 from pathlib import Path
 
@@ -21,6 +21,7 @@ def scenarios(*, shards: bool) -> list[dict]:
         scenario("parts", "digits.detection", runtime__accumulate="3"),
         scenario("retinanet", "digits.retinanet"),
         scenario("segmentation", "digits.segmentation"),
+        scenario("contrastive", "digits.contrastive"),
     ]
     if not shards:
         return found
@@ -30,6 +31,9 @@ def scenarios(*, shards: bool) -> list[dict]:
         scenario("segmentation-fsdp", "digits.segmentation", runtime__parallel="fsdp"),
         scenario("first", "digits.segmentation", "again", stop_before=4, rank=1),
         scenario("second", "digits.segmentation", "again"),
+        scenario("contrastive-fsdp", "digits.contrastive", runtime__parallel="fsdp"),
+        scenario("contrastive-first", "digits.contrastive", "contrastive-again", stop_before=4, rank=1),
+        scenario("contrastive-second", "digits.contrastive", "contrastive-again"),
     ]
 
 
@@ -45,7 +49,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["detection", "retinanet", "segmentation"])
+@pytest.mark.parametrize("name", ["detection", "retinanet", "segmentation", "contrastive"])
 def test_two_processes_score_as_one(alone: dict, two: list[dict], name: str) -> None:
     """Four validation pictures, each once."""
     assert alone[name]["scores"]["count"] == 4
@@ -77,3 +81,16 @@ def test_batch_norm_statistics_are_the_same_on_all_processes(two: list[dict]) ->
         assert first[name]["losses"] == second[name]["losses"], name
     assert first["second"]["digest"] == first["segmentation"]["digest"]
     assert first["first"]["losses"] + first["second"]["losses"] == first["segmentation"]["losses"]
+
+
+@pytest.mark.slow
+def test_pairs_are_compared_with_the_whole_batch_on_any_number_of_processes(alone: dict, two: list[dict]) -> None:
+    """Eight steps of the contrastive loss, DDP and FSDP2, and after a stop."""
+    whole = alone["contrastive"]["losses"]
+    for seen in two:
+        for name in ("contrastive", "contrastive-fsdp"):
+            assert seen[name]["losses"][0] == pytest.approx(whole[0], rel=1e-6)
+            assert seen[name]["losses"] == pytest.approx(whole, rel=1e-4)
+        first, second = seen["contrastive-first"], seen["contrastive-second"]
+        assert first["losses"] + second["losses"] == seen["contrastive"]["losses"]
+        assert second["digest"] == seen["contrastive"]["digest"]

@@ -28,8 +28,9 @@ def write_caption_shards(
 ) -> tuple[dict[str, CaptionPart], tuple[str, ...]]:
     """Write captioned pictures into shards; `train/` and `val/` become parts, otherwise there is one, `all`.
 
-    Each picture lies there once, with all its captions, in the order of the table in the index. In the
-    tar files they lie shuffled, because other readers stream them. The same pictures give the same bytes. `out` appears when everything is on the disk, or not at all.
+    Each picture lies there once, with all its captions, in the index in the order of the table. In the tar files they
+    lie shuffled, because other readers stream them. The same pictures give the same bytes. `out` appears when all
+    is on the disk, or not at all.
 
     Args:
         root: what `find_captions` reads, or a folder with `train/` and `val/` of that.
