@@ -97,3 +97,37 @@ def test_arithmetic_is_what_the_paper_says(name: str, images: int, giga: float) 
 def test_frozen_stages_are_told() -> None:
     plan = report(tiny_dense_recipe("digits.detection", optimizer__frozen_stages="1"))
     assert any("frozen" in note for note in plan.notes)
+
+
+def test_image_text_memory_is_that_of_a_real_step() -> None:
+    recipe = tiny_dense_recipe("digits.contrastive", runtime__device="cpu", data__batch_size="16")
+    recipe = replace(recipe, model=replace(recipe.model, backbone=SMALL))
+    images = list_images(recipe)
+    task = make_task(recipe, images)
+    config = whole_config(recipe, SMALL, 0)
+    samples = train_samples(recipe, build_preprocessing(recipe.data, None), images)
+    batch: Batch = collate([samples[0, index] for index in range(16)])
+    model = make_model(config).train()
+
+    def step() -> None:
+        torch.stack(list(task.losses(model, batch).values())).sum().backward()
+
+    shape = tuple(batch.images.shape)
+    counted = footprint(
+        lambda: make_model(config), plan_step(recipe, config).loss, shape, precision=torch.float32, gpu=False
+    )
+    assert counted.peak.total == pytest.approx(allocated(step) + batch.images.nbytes, rel=0.1)
+
+
+def test_the_giants_pre_training_is_planned() -> None:
+    """Weights of both towers, the whole batch's vectors on each device, and which devices hold it."""
+    recipe = make_recipe("image_text.unicl", "davit_giant")
+    recipe = assign(recipe, "data.batch_size", "16384")
+    plan = report(recipe, world=512)
+    assert plan.parameters == pytest.approx(1.437e9 + 123.65e6, rel=0.01)  # DaViT-Giant, CLIP's text tower of width 768
+    assert plan.memory.pairs == 4 * 4 * (16384 - 32) * (2 * 768 + 32)
+    assert "80 GB" in plan.memory.fits()
+    assert plan.steps == -(-2 * 1_500_000_000 // 16384)
+    alone = report(recipe, world=1)
+    assert alone.memory.pairs == 0
+    assert "80 GB" not in alone.memory.fits()

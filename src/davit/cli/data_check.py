@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from davit.data.findings import CheckReport, Finding
 
-_HELP = """Find what would spoil training or scores, in class folders, shards, COCO annotations, or pictures beside
-index masks.
+_HELP = """Find what would spoil training or scores, in class folders, shards, COCO annotations, pictures beside index
+masks, or pictures with captions.
 
 Errors: files that cannot be decoded, classes that training does not know, the same picture on both sides of a split or
 with two labels, masks of another size than their pictures. Warnings: copies, wrong file endings, odd sizes. Notes: what
@@ -49,8 +49,8 @@ def main(arguments: list[str]) -> int:
         """Check.
 
         Args:
-            root: Class folders, train/ and val/ with them, shards (a URL too), COCO's layout, or pictures and index
-                masks.
+            root: Class folders, train/ and val/ with them, shards (a URL too), COCO's layout, pictures and index
+                masks, or pictures with captions: a folder, shards or a table.
             verify: A manifest; files that changed, vanished or came since it was written are found.
             write_manifest: Write SHA-256 hashes of all files of DIR there, in the format of sha256sum.
             class_list: Names of the labels of index masks, a line each, where no classes.txt lies in DIR.
@@ -75,6 +75,7 @@ def _check_of(root: str, class_list: Path | None, ignore: tuple[int, ...]) -> "C
     from functools import partial
 
     from davit.data.check import check_classification
+    from davit.data.check_captions import check_captions, is_captions
     from davit.data.check_coco import check_coco
     from davit.data.check_masks import check_masks
     from davit.data.coco import is_coco
@@ -84,7 +85,9 @@ def _check_of(root: str, class_list: Path | None, ignore: tuple[int, ...]) -> "C
         return partial(check_masks, class_list=class_list, ignore=ignore)
     if class_list is not None or ignore:
         raise ValueError(f"--class-list and --ignore are for index masks, and {root} holds none beside pictures")
-    return check_coco if is_coco(root) else check_classification
+    if is_coco(root):
+        return check_coco
+    return check_captions if is_captions(root) else check_classification
 
 
 def _check(

@@ -18,7 +18,7 @@ with boxes, masks and classes where there are any.
 """
 
 BUILTIN = tuple(name for name in RECIPES if name.partition(".")[0] == "digits")
-DENSE = ("coco.", "ade20k.", "digits.")
+OWN_DATA = ("coco.", "ade20k.", "digits.", "image_text.")  # recipes that say themselves where images come from
 
 
 def main(arguments: list[str]) -> int:
@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> int:
         """Show.
 
         Args:
-            root: Class folders, train/ and val/ with them, shards, COCO's layout, or pictures and index masks; built in
-                are `digits`, `digits.detection` and `digits.segmentation`.
+            root: Class folders, train/ and val/ with them, shards, COCO's layout, pictures and index masks, or pictures
+                with captions; built in are `digits`, `digits.detection` and so on.
             settings: A recipe, by default the usual one for such images, and fields to set otherwise, as for `davit
                 train`.
             out: The picture to write; one that is there is replaced.
@@ -71,16 +71,19 @@ def recipe_on(root: str, settings: tuple[str, ...]) -> "Recipe":
     place = (f"data.root={root}",)
     if builtin:
         place = (f"data.source={'digits' if root == 'digits' else 'scenes'}",)
-    elif not name.startswith(DENSE):
+    elif not name.startswith(OWN_DATA):
         place = ("data.source=folder", *place)
     return recipe_with(name, (*place, *settings[named:]))
 
 
 def _recipe_for(root: str, builtin: bool) -> str:
     """The recipe that images of this kind are usually trained by."""
+    from davit.data.check_captions import is_captions
     from davit.data.coco import is_coco
     from davit.data.masks import has_masks
 
     if builtin:
         return root
-    return "coco.mask_rcnn_1x" if is_coco(root) else "ade20k.upernet" if has_masks(root) else "finetune"
+    if is_coco(root):
+        return "coco.mask_rcnn_1x"
+    return "ade20k.upernet" if has_masks(root) else "image_text.unicl" if is_captions(root) else "finetune"

@@ -81,13 +81,22 @@ class CaptionShards:
         """
         row, _ = self._place(index)
         sample = self._samples[row]
-        name, data = self._member(sample, "block", "size")
+        name, data = self.picture(row)
         text = self.caption(index)
         return read_image(data, name=name), Caption(text=text, label=int(sample["label"]), image=row)
 
     def name(self, index: int) -> str:
         """Return what errors call a picture: its shard, and its name in there."""
-        return self._member(self._samples[self._place(index)[0]], "block", "size")[0]
+        return self.picture(self._place(index)[0])[0]
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures, which may have several captions."""
+        return self._index.count
+
+    def picture(self, row: int) -> tuple[str, bytes]:
+        """Return what errors call a picture, and the bytes of its file."""
+        return self._member(self._samples[row], "block", "size")
 
     def caption(self, index: int) -> str:
         """The caption of a pair."""

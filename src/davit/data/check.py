@@ -59,11 +59,12 @@ def _before(source: ImageSource) -> list[Finding]:
             message = f"{part.skipped} samples of {name} were left out when the shards were indexed"
             findings.append(Finding(level="warning", kind="skipped", file=store.where(INDEX), message=message))
         if not is_url(source.root):  # over HTTP this would fetch every byte twice
-            findings += [finding for shard in part.shards if (finding := _shard(store, shard))]
+            findings += [finding for shard in part.shards if (finding := shard_finding(store, shard))]
     return findings
 
 
-def _shard(store: Store, shard: StoredFile) -> Finding | None:
+def shard_finding(store: Store, shard: StoredFile) -> Finding | None:
+    """Say what is wrong with a tar file on this machine, by its size and hash; nothing where it is as indexed."""
     assert isinstance(store, Folder)
     path = store.root / shard.file
     try:

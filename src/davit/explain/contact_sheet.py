@@ -10,6 +10,7 @@ from davit.data.loader import AnnotatedImages
 from davit.explain.draw_results import draw_truth
 from davit.explain.drawing import enlarge, fit, picture
 from davit.preprocessing import as_mode
+from davit.structures import Pair
 from davit.tasks.classification import ClassificationConfig
 from davit.train.build import build_preprocessing
 from davit.train.recipe import Recipe
@@ -46,7 +47,8 @@ def augmentation_sheet(recipe: Recipe, *, images: int = 12, draws: int = 5) -> I
         seen = [samples[epoch, index] for epoch in range(draws)]
         shown = [draw_truth(picture(each.pixels, preprocessing), each.target, training.classes) for each in seen]
         original = draw_truth(as_mode(original, recipe.data.channels), known, training.classes)
-        rows.append((training.classes[known] if labelled else f"picture {index}", [original, *shown]))
+        name = training.classes[known] if labelled else f"picture {index}"
+        rows.append((training.caption(index) if isinstance(known, Pair) else name, [original, *shown]))
     return _sheet(rows, _title(recipe))
 
 

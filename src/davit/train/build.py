@@ -26,6 +26,7 @@ from davit.train.initialise import coverage, initialise, values_of
 from davit.train.parallel import shard
 from davit.train.recipe import DataRecipe, Recipe
 from davit.weights.load import load
+from davit.weights.text_tower import read_text_tower
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,27 @@ def build_model(
     known = values_of(start, model) if start is not None else {}
     if notes is not None and recipe.model.init:
         notes.append(coverage(recipe.model.init, known, model))
+    known |= _text_tower(recipe, notes)
     classifiers = isinstance(start, Classifier) and isinstance(model, Classifier)
     initialise(model, recipe.runtime.seed, {**(first or {}), **known}, start if classifiers else None)
     return model
+
+
+def _text_tower(recipe: Recipe, notes: list[str] | None) -> dict[str, Tensor]:
+    """Values of the text tower that `model.text_init` gives.
+
+    Raises:
+        ValueError: no image-text model, or a text tower that does not fit.
+    """
+    source, head = recipe.model.text_init, recipe.model.head
+    if not source:
+        return {}
+    if not isinstance(head, ImageTextHead):
+        raise ValueError(f"model.text_init is for image-text models, and {recipe.name} trains none")
+    tensors = read_text_tower(source, head)
+    if notes is not None:
+        notes.append(f"{source} gives all {len(tensors)} tensors of the text tower")
+    return {f"text.{name}": tensor for name, tensor in tensors.items()}
 
 
 def whole_config(recipe: Recipe, backbone: DaViTConfig, num_classes: int) -> WholeConfig:

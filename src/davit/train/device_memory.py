@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from davit.models.blocks import DualAttentionBlock
+from davit.models.clip_config import ImageTextHead
 from davit.models.create import WholeConfig, make_model
+from davit.tasks.contrastive import ContrastiveConfig
 from davit.train.footprint import Moment, footprint
 from davit.train.optimizer import count_moments
 from davit.train.planned_step import plan_step
@@ -32,6 +34,7 @@ class Memory:
         copies: 16-bit copies of weights, made by autocast.
         workspace: what operators made and nobody keeps.
         communication: gathered weights and gradients to be scattered.
+        pairs: the other devices' vectors and similarities with them, in image-text training.
     """
 
     parameters: int
@@ -42,6 +45,7 @@ class Memory:
     copies: int
     workspace: int
     communication: int
+    pairs: int = 0
 
     @property
     def total(self) -> int:
@@ -96,6 +100,7 @@ class Planner:
             copies=moment.copies,
             workspace=moment.workspace,
             communication=0,  # the buckets of DDP are the gradients
+            pairs=self._pairs(),
         )
 
     def communication(self) -> int:
@@ -103,11 +108,14 @@ class Planner:
         if self.world == 1:
             return 0
         others = (self.world - 1) / self.world
+        head = self.recipe.model.head
+        vectors = 2 * head.embedding if isinstance(head, ImageTextHead) else 0
+        pairs = 3 * others * self.recipe.data.batch_size * vectors * FLOAT  # gathered, and their gradients summed
         if not self.sharded:
-            return round(2 * others * self.weights * FLOAT)
+            return round(2 * others * self.weights * FLOAT + pairs)
         root = self.weights - sum(self.blocks)
         gathered = self.recipe.runtime.accumulate * (2 * sum(self.blocks) + root) * self.precision.itemsize
-        return round(others * (gathered + self.weights * FLOAT))
+        return round(others * (gathered + self.weights * FLOAT) + pairs)
 
     def _of_shards(self, moment: Moment) -> Memory:
         """Gathered weights are 16-bit already; sums over micro-batches are whole and in fp32 until the last one."""
@@ -122,7 +130,16 @@ class Planner:
             copies=0,
             workspace=moment.workspace,
             communication=self._gathered(),
+            pairs=self._pairs(),
         )
+
+    def _pairs(self) -> int:
+        """What `unicl_loss` holds beyond this device's own pairs: four copies each of vectors and similarities."""
+        task, head = self.recipe.task, self.recipe.model.head
+        if not isinstance(task, ContrastiveConfig) or not isinstance(head, ImageTextHead):
+            return 0
+        own = self.shape[0]
+        return 4 * FLOAT * (self.recipe.data.batch_size - own) * (2 * head.embedding + min(task.rows, own))
 
     def _gathered(self) -> int:
         """The rest of the model, two blocks (this one and the next), and two blocks of gradients on their way."""

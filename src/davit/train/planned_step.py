@@ -63,8 +63,7 @@ def plan_step(recipe: Recipe, config: WholeConfig) -> PlannedStep:
                 batch = Batch(images=images, texts=tokens, targets=torch.arange(count)[:, None].expand(-1, 2))
                 return _total(contrastive.losses(model, batch))
 
-            note = "memory leaves out what other devices' pairs take: similarities of a part of the rows with all"
-            return PlannedStep(size=(side, side), padded=(side, side), loss=contrast, notes=(note,))
+            return PlannedStep(size=(side, side), padded=(side, side), loss=contrast)
         case ClassificationConfig() as settings, _:
             assert isinstance(config, ClassifierConfig)
             task = ClassificationTask(replace(settings, mix_probability=0.0), config.num_classes)

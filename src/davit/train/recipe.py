@@ -27,6 +27,7 @@ class ModelRecipe:
         variant: name of the architecture; a given `init` decides instead.
         backbone: the architecture itself; with `init` only `drop_path` and `gradient_checkpointing` count.
         init: a checkpoint of any known format or a weight name to start from; empty for fresh weights.
+        text_init: for image-text models, a checkpoint of open_clip or of ours whose text tower to start from.
         window: side of the windows where `init` was trained at another image size; 0 keeps those of its architecture.
         head: what stands on the backbone of a detector or segmenter, or beside that of an image-text model; a
             classifier's head has no settings.
@@ -35,6 +36,7 @@ class ModelRecipe:
     variant: str
     backbone: DaViTConfig
     init: str = ""
+    text_init: str = ""
     window: int = 0
     head: DetectorHead | UPerNetHead | ImageTextHead | None = None
 
