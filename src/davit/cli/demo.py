@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
 
         Args:
             task: Name single digits (a minute), or find them in scenes: boxes and masks, the class of each pixel, or
-                the caption of each scene (about ten minutes each on two CPU cores).
+                the caption of each scene (ten to twenty minutes each on two CPU cores).
             out: Folder for the checkpoint, metrics.json and report.html, by default runs/demo or runs/demo-TASK; a demo
                 that is there is moved aside.
             json: Print the metrics as JSON.

@@ -66,7 +66,8 @@ def _detection(name: str, start: Start) -> Recipe:
         training_candidates=300, candidates=200, proposals=100, detections=20,
     )  # fmt: skip
     optimizer = OptimizerConfig(kind="muon", learning_rate=2e-3, matrix_rate=2)
-    return _detector(name, start, head, DetectionConfig(), optimizer, scenes=5200)
+    # Fuller scenes teach more for the same computation, and windows of 6 divide 192 pixels.
+    return _detector(name, start, head, DetectionConfig(), optimizer, scenes=5600, fewest_digits=6, window=6)
 
 
 def _retinanet(name: str, start: Start) -> Recipe:
@@ -86,6 +87,7 @@ def _detector(
     *,
     scenes: int,
     fewest_digits: int = 1,
+    window: int = 7,
 ) -> Recipe:
     return _dense(
         name,
@@ -99,6 +101,7 @@ def _detector(
         ),
         optimizer=optimizer,
         fewest_digits=fewest_digits,
+        window=window,
     )
 
 
@@ -143,17 +146,17 @@ def _contrastive(name: str, start: Start) -> Recipe:
         task=ContrastiveConfig(),
         data=DataRecipe(
             source="scenes",
-            image_size=96,
+            image_size=64,
             crop=1.0,
-            scenes=30000,
+            scenes=46000,
             interpolation="bilinear",
             batch_size=start.batch_size or 32,
             workers=0,
             augmentation=Augmentation(crop_scale=(1.0, 1.0), flip=0.0, rand_augment="", erasing=0.0),
         ),
-        # Muon at the rates of the other recipes ends where all pictures and texts are alike, with a loss of log(batch).
-        optimizer=OptimizerConfig(learning_rate=7e-4, betas=(0.9, 0.98)),
-        schedule=ScheduleConfig(epochs=1, warmup_epochs=0.1, cooldown_epochs=0),
+        # At the matrix rates of the other recipes all pictures and texts end up alike, with a loss of log(batch).
+        optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, betas=(0.9, 0.98)),
+        schedule=ScheduleConfig(epochs=1, warmup_epochs=0.05, cooldown_epochs=0),
         runtime=RuntimeRecipe(ema=0.99),
     )
 
@@ -205,17 +208,17 @@ def about(name: str) -> About:
     scenes = "the same digits in scenes of one to eight, "
     summary = {
         "digits": "the built-in handwritten digits, about a minute",
-        "digits.detection": scenes + "Mask R-CNN, about eleven minutes",
+        "digits.detection": scenes + "Mask R-CNN, about fifteen minutes",
         "digits.retinanet": scenes + "RetinaNet, about ten minutes",
         "digits.segmentation": scenes + "UPerNet, about ten minutes",
-        "digits.contrastive": "scenes of one to four digits with captions, UniCL, about ten minutes",
+        "digits.contrastive": "scenes of one to four digits with captions, UniCL, about fifteen minutes",
     }
     expected = {
         "digits": "top-1 over 0.98 on 360 test digits (docs/results.md)",
-        "digits.detection": "box AP 0.75, mask AP 0.75 from the backbone of digits.segmentation (docs/results.md)",
+        "digits.detection": "box AP 0.72, mask AP 0.74 from fresh weights (docs/results.md)",
         "digits.retinanet": "box AP 0.78 from the backbone of digits.detection (docs/results.md)",
         "digits.segmentation": "mean IoU 0.77, 0.86 from the backbone of digits.detection (docs/results.md)",
-        "digits.contrastive": "image to text R@1 over 0.80 on 200 unseen scenes (docs/results.md)",
+        "digits.contrastive": "image to text R@1 of 0.42 on 200 unseen scenes (docs/results.md)",
     }
     return About(
         summary=summary[name],
