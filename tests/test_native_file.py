@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import davit
 from davit.inference.backends.native.artefact import is_native_file, read_native, write_native
 from davit.inference.backends.native.backend import NativeBackend
 from davit.inference.backends.native.quantization import Quantization
+from davit.inference.backends.native.stored import StoredTensors
 from davit.inference.backends.native.weights import layer_names
 from davit.models.davit import DaViT
 from davit.models.segmenter_config import SegmenterConfig
@@ -103,6 +105,53 @@ Predictor.load({str(tmp_path / "a.davit")!r})
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is told by /proc")
+def test_opening_holds_the_weights_once(tmp_path):
+    """The file is never in memory beside what is packed of it."""
+    model = davit.create_model("davit_nano").eval()
+    write_native(tmp_path / "nano.davit", model)
+    code = f"""
+import re
+from pathlib import Path
+from davit.inference.backends.native.artefact import read_native
+from davit.inference.backends.native.engine import _checked_library
+_checked_library()
+def memory(key):
+    return 1024 * int(re.search(key + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+before = memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+opened = read_native({str(tmp_path / "nano.davit")!r})
+print(memory("VmHWM") - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1.6 * sum(4 * parameter.numel() for parameter in model.parameters())
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.davit"
+    write_native(path, ready(classifier(classes=4)))
+    read = StoredTensors.__getitem__
+
+    def changed(self, name):
+        with path.open("r+b") as file:
+            file.seek(-4, 2)
+            file.write(b"1234")
+        return read(self, name)
+
+    monkeypatch.setattr(StoredTensors, "__getitem__", changed)
+    with pytest.raises(CheckpointError, match="was changed while it was read"):
+        read_native(path)
+
+    def cut(self, name):
+        path.write_bytes(path.read_bytes()[:200])
+        return read(self, name)
+
+    monkeypatch.setattr(StoredTensors, "__getitem__", cut)
+    write_native(path, ready(classifier(classes=4)))
+    with pytest.raises(CheckpointError, match="was cut while it was read"):
+        read_native(path)
 
 
 def test_damage_is_found(tmp_path):

@@ -20,6 +20,7 @@ from davit.atomic import atomic_write
 from davit.inference.backends.native.backend import NativeBackend
 from davit.inference.backends.native.engine import NativeEngine
 from davit.inference.backends.native.quantization import Quantization
+from davit.inference.backends.native.stored import KEY, NO_DIGEST, VERSION, NativeTensors, StoredTensors
 from davit.inference.backends.native.weights import NativeWeights, native_weights, with_codes
 from davit.models.classifier import Classifier
 from davit.models.create import Model, make_model
@@ -32,10 +33,6 @@ from davit.weights.load import LoadedModel
 from davit.weights.save import header_of
 
 SUFFIX = ".davit"
-VERSION = "1"
-
-_KEY = "davit_native_version"
-_NO_DIGEST = "0" * 64
 
 
 def write_native(
@@ -71,7 +68,7 @@ def write_native(
     raw = save(tensors, _metadata(header_of(model, provenance or {}), quantization))
     digest = hashlib.sha256(raw).hexdigest()
     with atomic_write(path) as file:
-        file.write(raw.replace(_NO_DIGEST.encode(), digest.encode(), 1))
+        file.write(raw.replace(NO_DIGEST.encode(), digest.encode(), 1))
 
 
 def is_native_file(path: str | Path) -> bool:
@@ -83,7 +80,7 @@ def is_native_file(path: str | Path) -> bool:
     with Path(path).open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        return f'"{_KEY}"'.encode() in file.read(min(length, HEADER_LIMIT))
+        return f'"{KEY}"'.encode() in file.read(min(length, HEADER_LIMIT))
 
 
 def read_native(path: str | Path, *, threads: int | None = None) -> NativeBackend:
@@ -98,22 +95,27 @@ def read_native(path: str | Path, *, threads: int | None = None) -> NativeBacken
         NativeError: the engine cannot be had on this machine.
         OSError: it cannot be read.
     """
-    header, quantization, tensors = _read(Path(path))
+    with StoredTensors(Path(path)) as tensors:
+        return _opened(Path(path), tensors, threads)
+
+
+def _opened(path: Path, tensors: StoredTensors, threads: int | None) -> NativeBackend:
+    header, quantization = _described(path, tensors.metadata)
     with torch.device("meta"):
         model = make_model(header.config)  # type: ignore[bad-argument-type]  # `_read` refuses backbones
     model.preprocessing, model.classes = header.preprocessing, header.classes
     wanted = _native_weights(model, quantization)
     shapes = {f"native.{name}": tensor for name, tensor in wanted.tensors.items()}
     shapes |= {f"head.{name}": tensor for name, tensor in _head(model).items()}
-    described = [{name: (x.dtype, x.shape) for name, x in found.items()} for found in (shapes, tensors)]
-    if described[0] != described[1]:
+    if {name: (x.dtype, x.shape) for name, x in shapes.items()} != tensors.described():
         raise CheckpointError(f"{path}: these are not the tensors of its architecture; export it anew")
-    native = {name: tensors[f"native.{name}"] for name in wanted.tensors}
-    weights = dataclasses.replace(wanted, tensors=native)
+    weights = dataclasses.replace(wanted, tensors=NativeTensors(tensors, tuple(wanted.tensors)))
     if not isinstance(model, Classifier):
-        head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
+        head = {name.removeprefix("head."): tensors[name] for name in shapes if name.startswith("head.")}
         model.load_state_dict(head, strict=False, assign=True)
-    return NativeBackend.of_engine(model, NativeEngine(weights, threads), quantization)
+    engine = NativeEngine(weights, threads)
+    tensors.check_unchanged()
+    return NativeBackend.of_engine(model, engine, quantization)
 
 
 def _native_weights(model: Model, quantization: Quantization | None) -> NativeWeights:
@@ -130,8 +132,8 @@ def _head(model: Model) -> dict[str, Tensor]:
 
 def _metadata(header: Header, quantization: Quantization | None) -> dict[str, str]:
     return {
-        _KEY: VERSION,
-        "davit_native_sha256": _NO_DIGEST,
+        KEY: VERSION,
+        "davit_native_sha256": NO_DIGEST,
         "kind": header.kind,
         "config": json.dumps(to_json(header.config)),
         "preprocessing": json.dumps(to_json(header.preprocessing)),
@@ -141,11 +143,7 @@ def _metadata(header: Header, quantization: Quantization | None) -> dict[str, st
     }
 
 
-def _read(path: Path) -> tuple[Header, Quantization | None, dict[str, Tensor]]:
-    from safetensors.torch import load
-
-    raw = path.read_bytes()
-    metadata = _checked_metadata(path, raw)
+def _described(path: Path, metadata: Mapping[str, str]) -> tuple[Header, Quantization | None]:
     try:
         quantization = json.loads(metadata["quantization"])
         header = Header(
@@ -155,24 +153,6 @@ def _read(path: Path) -> tuple[Header, Quantization | None, dict[str, Tensor]]:
             classes=tuple(json.loads(metadata["classes"])),
             provenance=json.loads(metadata["provenance"]),
         )
-        return header, from_json(Quantization, quantization) if quantization else None, load(raw)
+        return header, from_json(Quantization, quantization) if quantization else None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its header makes no sense: {error}") from error
-
-
-def _checked_metadata(path: Path, raw: bytes) -> dict[str, str]:
-    """The metadata of a file, verified to the bit."""
-    damaged = CheckpointError(f"{path}: damaged, or not written by `davit export`; export it anew")
-    try:
-        (length,) = struct.unpack("<Q", raw[:8])
-        metadata = json.loads(raw[8 : 8 + length])["__metadata__"]
-        stated, version = metadata["davit_native_sha256"], metadata[_KEY]
-        digest = hashlib.sha256(raw[: 8 + length].replace(stated.encode(), _NO_DIGEST.encode(), 1))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
-        raise damaged from error
-    digest.update(memoryview(raw)[8 + length :])
-    if len(stated) != 64 or digest.hexdigest() != stated:
-        raise damaged
-    if version != VERSION:
-        raise CheckpointError(f"{path}: written by a newer davit (format {version}, known is {VERSION}); upgrade davit")
-    return metadata

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import math
 import weakref
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from davit.models.config import ClassifierConfig, DaViTConfig
 
 OUT_OF_MEMORY = 1
 MOST_THREADS = 1024
+GIVEN = 4  # tensors that the engine may hold at once while it reads them, see `Give` in model.hpp
+GIVE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int)
 CHECKED = 1e-4  # of the self-check, over the largest logit
 CHECKED_INT8 = 0.1  # the same in int8; what is wrong there is wholly wrong
 
@@ -68,13 +71,25 @@ class NativeEngine:
 
     def _pack(self, library: ctypes.CDLL, weights: NativeWeights) -> None:
         self.config, self.classes = weights.config, weights.classes
-        numbers, tensors = weights.numbers, list(weights.tensors.values())
-        pointers = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+        numbers, names = weights.numbers, list(weights.tensors)
+        kept: deque[Tensor] = deque(maxlen=GIVEN)  # what was given may still be read
+        failures: list[BaseException] = []
+
+        def give(number: int) -> int | None:
+            try:
+                kept.append(weights.tensors[names[number]])
+            except BaseException as error:  # it cannot pass through C
+                failures.append(error)
+                return None
+            return kept[-1].data_ptr()
+
         reason = ctypes.create_string_buffer(256)
         self._library = library
         self._handle = library.davit_create(
-            (ctypes.c_int * len(numbers))(*numbers), len(numbers), pointers, len(tensors), reason, len(reason)
+            (ctypes.c_int * len(numbers))(*numbers), len(numbers), GIVE(give), len(names), reason, len(reason)
         )
+        if failures:
+            raise failures[0]
         if not self._handle:
             raise ValueError(
                 f"the native engine cannot take this model: {reason.value.decode()}; use the eager backend"
@@ -208,7 +223,7 @@ def declare(library: ctypes.CDLL) -> None:
     """Tell ctypes what the functions take and return."""
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
     signatures = {
-        "davit_create": (pointer, [pointer, number, pointer, number, ctypes.c_char_p, size]),
+        "davit_create": (pointer, [pointer, number, GIVE, number, ctypes.c_char_p, size]),
         "davit_destroy": (None, [pointer]),
         "davit_memory": (size, [pointer, number, number, number, number]),
         "davit_held": (size, [pointer]),

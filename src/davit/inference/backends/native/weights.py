@@ -1,6 +1,6 @@
 """The weights of a model as the engine takes them: folded where that saves work, in the order of `source/model.hpp`."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,7 +30,7 @@ class NativeWeights:
         classes: number of logits; 0 for maps.
         map_norms: a norm on each map.
         coded: names of the layers in int8, see `layer_names`.
-        tensors: in the order of `read_model`, contiguous, float32; of layers in int8 codes (int8) and scales in place
+        tensors: by name, in the order of `read_model`, contiguous, float32; of layers in int8 codes and scales in place
             of weights.
     """
 
@@ -38,7 +38,7 @@ class NativeWeights:
     classes: int
     map_norms: bool
     coded: frozenset[str] = frozenset()
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
 
     @property
     def numbers(self) -> list[int]:

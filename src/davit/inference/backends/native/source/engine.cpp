@@ -48,12 +48,11 @@ bool countable(const Model& model, int batch, int height, int width) {
 extern "C" {
 
 // Numbers and tensors as `read_model` takes them; the tensors are copied. Null with a reason where they do not fit.
-void* davit_create(const int* numbers, int count, const void* const* tensors, int tensor_count, char* reason,
-                   size_t room) {
+void* davit_create(const int* numbers, int count, davit::Give give, int tensor_count, char* reason, size_t room) {
   Engine* engine = nullptr;
   try {
     engine = new Engine;
-    Reader reader(numbers, count, tensors, tensor_count);
+    Reader reader(numbers, count, give, tensor_count);
     read_model(reader, engine->model);
     return engine;
   } catch (const std::exception& error) {

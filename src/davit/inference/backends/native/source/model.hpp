@@ -50,11 +50,15 @@ struct Model {
   Store store;
 };
 
+// Gives the tensor of that number, null where it cannot. It stays until three more were asked for: so they need not all be
+// in memory beside what is packed of them.
+using Give = const void* (*)(int);
+
 // Reads numbers and tensors in the order in which `weights.py` lists them.
 class Reader {
  public:
-  Reader(const int* numbers, int count, const void* const* tensors, int tensor_count)
-      : numbers_(numbers), numbers_left_(count), tensors_(tensors), tensors_left_(tensor_count) {}
+  Reader(const int* numbers, int count, Give give, int tensor_count)
+      : numbers_(numbers), numbers_left_(count), give_(give), tensors_(tensor_count) {}
   int number() {
     if (numbers_left_-- < 1) throw std::invalid_argument("too few numbers");
     return *numbers_++;
@@ -62,18 +66,21 @@ class Reader {
   const float* tensor() { return static_cast<const float*>(next()); }
   const int8_t* codes() { return static_cast<const int8_t*>(next()); }
   void finish() const {
-    if (numbers_left_ || tensors_left_) throw std::invalid_argument("too many numbers or tensors");
+    if (numbers_left_ || given_ < tensors_) throw std::invalid_argument("too many numbers or tensors");
   }
 
  private:
   const void* next() {
-    if (tensors_left_-- < 1) throw std::invalid_argument("too few tensors");
-    return *tensors_++;
+    if (given_ >= tensors_) throw std::invalid_argument("too few tensors");
+    const void* found = give_(given_++);
+    if (!found) throw std::invalid_argument("a tensor could not be read");
+    return found;
   }
   const int* numbers_;
   int numbers_left_;
-  const void* const* tensors_;
-  int tensors_left_;
+  Give give_;
+  int tensors_;
+  int given_ = 0;
 };
 
 namespace detail {
