@@ -5,14 +5,12 @@ sample (`PAIRS`). It is mapped into memory, not read, where it lies on this mach
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 
 import numpy as np
 
 from davit.data.ranges import Folder, ShardError, Store
-from davit.data.shard_index import BLOCK, INDEX, Samples, StoredFile, verified
-from davit.records import from_json, to_json
+from davit.data.shard_index import BLOCK, Samples, StoredFile, index_json, read_parts, verified
 
 FORMAT = "davit-captions-1"
 PAIRS = np.dtype(
@@ -57,23 +55,12 @@ def read_caption_index(store: Store) -> dict[str, CaptionPart]:
     Raises:
         ShardError: no index.json, or one that is damaged or of another kind.
     """
-    where = store.where(INDEX)
-    try:
-        values = json.loads(store.whole(INDEX))
-    except ValueError as error:
-        raise ShardError(f"{where} is no JSON ({error}): make it again with `davit data index --captions`") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("parts"), dict):
-        raise ShardError(f"{where} is no index of captions ({FORMAT}): make one with `davit data index --captions`")
-    try:
-        return {name: from_json(CaptionPart, part, f"part {name!r}") for name, part in values["parts"].items()}
-    except (ValueError, TypeError) as error:
-        raise ShardError(f"{where}: {error}") from error
+    return read_parts(store, CaptionPart, FORMAT, "davit data index --captions")
 
 
 def caption_index_json(parts: dict[str, CaptionPart]) -> bytes:
     """Content of index.json; write it last, for it names the others."""
-    values = {"format": FORMAT, "parts": {name: to_json(part) for name, part in parts.items()}}
-    return (json.dumps(values, indent=1) + "\n").encode()
+    return index_json(parts, FORMAT)
 
 
 def caption_part(

@@ -12,7 +12,7 @@ from davit.data.caption_index import PAIRS, CaptionPart, caption_part
 from davit.data.caption_shards import caption_lines
 from davit.data.captions import label_of
 from davit.data.ranges import ShardError
-from davit.data.shard_index import BLOCK, StoredFile, digest
+from davit.data.shard_index import BLOCK
 from davit.data.shard_scan import (
     LABEL,
     LONGEST_LABEL,
@@ -21,7 +21,7 @@ from davit.data.shard_scan import (
     refuse_faults,
     text_of,
     unusable,
-    walk_tar,
+    walk_tars,
 )
 from davit.decoding import show_path
 
@@ -66,11 +66,7 @@ def scan_captions(
         ShardError: a shard is missing, empty, cut or damaged, or holds nothing to learn from. It names the first.
     """
     found = _Scan()
-    shards = []
-    for number, tar in enumerate(tars):
-        walk_tar(tar, found.faults, partial(_add, number=number, found=found))
-        shards.append(StoredFile(file=tar.relative_to(root).as_posix(), size=tar.stat().st_size, sha256=digest(tar)))
-        progress(shards[-1].size)
+    shards = walk_tars(tars, root, found.faults, partial(_add, found=found), progress)
     if not skip:
         refuse_faults(found.faults)
     if not found.rows:
@@ -80,11 +76,11 @@ def scan_captions(
         + (" and others" if found.counts[why] > len(names) else "")
         for why, names in found.left.items()
     )
-    part, files = caption_part(name, tuple(shards), np.array(found.rows, PAIRS), notes)
+    part, files = caption_part(name, shards, np.array(found.rows, PAIRS), notes)
     return part, files, found.faults
 
 
-def _add(tar: tarfile.TarFile, path: Path, key: str, members: Members, *, number: int, found: _Scan) -> None:
+def _add(tar: tarfile.TarFile, path: Path, number: int, key: str, members: Members, *, found: _Scan) -> None:
     images, text = images_of(members), members.get(CAPTION)
     where = f"{path}: {show_path(key)}"
     if len(images) != 1:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from davit.data.caption_index import CaptionPart, read_caption_index, read_pairs
+from davit.data.caption_index import read_caption_index, read_pairs
 from davit.data.captions import Caption
 from davit.data.ranges import Folder, ShardError, is_url, open_store
-from davit.data.shard_index import BLOCK, INDEX, Samples
+from davit.data.shard_index import INDEX, Samples, check_sizes, read_member
 from davit.decoding import read_image
 from davit.naming import unknown_name
 
@@ -53,7 +53,7 @@ class CaptionShards:
             raise ValueError(f"{self.root} holds no captions in its part {part!r}")
         self.notes = self._index.notes
         if isinstance(self._store, Folder):
-            _check_sizes(self._store, self._index)
+            check_sizes(self._store, self._index.shards)
         self._samples = read_pairs(self._store, self._index)
         self._first = self._first_pairs()
 
@@ -124,18 +124,11 @@ class CaptionShards:
         return row, index - int(self._first[row])
 
     def _member(self, sample: Any, block: str, size: str) -> tuple[str, bytes]:
-        """What errors call a member of a tar file, and its bytes, after its header was compared."""
+        """See `read_member`."""
         number, length = int(sample["shard"]), int(sample[size])
         if number >= len(self._index.shards):
             raise ShardError(f"{self._store.where(self._index.samples.file)} names shards that {INDEX} does not have")
-        shard = self._index.shards[number]
-        data = self._store.piece(shard.file, (int(sample[block]) - 1) * BLOCK, BLOCK + length, shard.size)
-        told = data[124:136].rstrip(b"\0 ")
-        if not told.isdigit() or int(told, 8) != length:
-            raise ShardError(f"{self._store.where(shard.file)} is damaged, or not the file that was indexed")
-        fields = [field.partition(b"\0")[0] for field in (data[345:500], data[:100])]
-        name = b"/".join(field for field in fields if field).decode("utf-8", "replace")
-        return f"{self._store.where(shard.file)}: {name}", data[BLOCK:]
+        return read_member(self._store, self._index.shards[number], int(sample[block]), length)
 
 
 def caption_parts(root: str | Path) -> tuple[str, ...]:
@@ -156,15 +149,3 @@ def caption_lines(data: bytes) -> list[str]:
     """The captions of a `.txt` member: one a line, without blanks around them."""
     lines = data.decode("utf-8-sig", "replace").splitlines()
     return [text for line in lines if (text := " ".join(line.split()))]
-
-
-def _check_sizes(store: Folder, part: CaptionPart) -> None:
-    for shard in part.shards:
-        try:
-            size = (store.root / shard.file).stat().st_size
-        except OSError as error:
-            raise ShardError(f"{store.where(shard.file)}: {error.strerror}; the index names it") from error
-        if size != shard.size:
-            raise ShardError(
-                f"{store.where(shard.file)} has {size:,} bytes, the index says {shard.size:,}: it was cut or replaced"
-            )

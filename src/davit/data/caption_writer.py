@@ -1,7 +1,6 @@
 """Captioned pictures to tar shards: for each a `key.jpg`, untouched, its captions in `key.txt`, and a `key.cls`."""
 
 import os
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,17 @@ from davit.data.caption_index import PAIRS, CaptionPart, caption_index_json, cap
 from davit.data.caption_scan import scan_captions
 from davit.data.folder import file_bytes
 from davit.data.shard_index import BLOCK, INDEX
-from davit.data.shard_writer import MEMBERS_BYTES, add_member, appearing, keys_of, plan_shards, suffix_of, write_new
+from davit.data.shard_writer import (
+    MEMBERS_BYTES,
+    add_member,
+    appearing,
+    keys_of,
+    plan_shards,
+    refuse_place,
+    require_room,
+    suffix_of,
+    write_new,
+)
 
 Progress = Callable[[int], object]
 
@@ -46,17 +55,11 @@ def write_caption_shards(
         ValueError: no captions, or `out` exists.
         OSError: no space, or a file cannot be read.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists already: choose another folder, nothing is overwritten")
-    if size < 10 * BLOCK:
-        raise ValueError(f"shards must have at least {10 * BLOCK} bytes, got {size}")
+    refuse_place(out, size)
     found = {name: find_captions(folder) for name, folder in caption_roots(root).items()}
     pictures = {name: _pictures(captions) for name, captions in found.items()}
     total = sum(path.stat().st_size for part in pictures.values() for path, _, _ in part)
-    needed = total + (MEMBERS_BYTES + 2 * BLOCK) * sum(map(len, pictures.values()))
-    free = shutil.disk_usage(out.absolute().parent).free
-    if needed > free:
-        raise OSError(f"the shards of {root} take {needed:,} bytes, {out.absolute().parent} has {free:,} left")
+    require_room(root, out, total + (MEMBERS_BYTES + 2 * BLOCK) * sum(map(len, pictures.values())))
     started(total)
     parts: dict[str, CaptionPart] = {}
     with appearing(out) as temporary:

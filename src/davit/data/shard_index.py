@@ -7,14 +7,14 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from davit.data.ranges import ShardError, Store
+from davit.data.ranges import Folder, ShardError, Store
 from davit.records import from_json, to_json
 
 INDEX = "index.json"
@@ -23,6 +23,7 @@ BLOCK = 512  # tar files are made of these, and each member begins at one
 SAMPLE = np.dtype([("shard", "<u2"), ("label", "<u2"), ("block", "<u4"), ("size", "<u4")])
 MOST_CLASSES = MOST_SHARDS = 1 << 16
 Samples = np.ndarray[Any, Any]  # of SAMPLE
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +73,30 @@ def read_index(store: Store) -> dict[str, ShardPart]:
     Raises:
         ShardError: no index.json, or one that is damaged or of another format.
     """
+    return read_parts(store, ShardPart, FORMAT, "davit data index")
+
+
+def read_parts(store: Store, kind: type[Part], format: str, command: str) -> dict[str, Part]:
+    """Read the parts of index.json, of whatever kind.
+
+    Args:
+        store: where it lies.
+        kind: the record of a part.
+        format: what the file must call its format.
+        command: what makes such an index.
+
+    Raises:
+        ShardError: no index.json, or one that is damaged, of another format, or without parts.
+    """
     where = store.where(INDEX)
     try:
         values = json.loads(store.whole(INDEX))
     except ValueError as error:
-        raise ShardError(f"{where} is no JSON ({error}): make it again with `davit data index`") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("parts"), dict):
-        raise ShardError(f"{where} is no index of shards ({FORMAT}): make one with `davit data index`")
+        raise ShardError(f"{where} is no JSON ({error}): make it again with `{command}`") from error
+    if not isinstance(values, dict) or values.get("format") != format or not isinstance(values.get("parts"), dict):
+        raise ShardError(f"{where} is no index of its kind ({format}): make one with `{command}`")
     try:
-        parts = {name: from_json(ShardPart, part, f"part {name!r}") for name, part in values["parts"].items()}
+        parts = {name: from_json(kind, part, f"part {name!r}") for name, part in values["parts"].items()}
     except (ValueError, TypeError) as error:
         raise ShardError(f"{where}: {error}") from error
     if not parts:
@@ -147,9 +163,9 @@ def part_files(
     return part, content
 
 
-def index_json(parts: dict[str, ShardPart]) -> bytes:
+def index_json(parts: Mapping[str, object], format: str = FORMAT) -> bytes:
     """Content of index.json; write it last, for it names the others."""
-    values = {"format": FORMAT, "parts": {name: to_json(part) for name, part in parts.items()}}
+    values = {"format": format, "parts": {name: to_json(part) for name, part in parts.items()}}
     return (json.dumps(values, indent=1) + "\n").encode()
 
 
@@ -165,3 +181,38 @@ def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sizes(store: Folder, shards: Sequence[StoredFile]) -> None:
+    """Compare the sizes of tar files on this machine with the index.
+
+    Raises:
+        ShardError: one is not there, or of another size.
+    """
+    for shard in shards:
+        try:
+            size = (store.root / shard.file).stat().st_size
+        except OSError as error:
+            raise ShardError(f"{store.where(shard.file)}: {error.strerror}; the index names it") from error
+        if size != shard.size:
+            raise ShardError(
+                f"{store.where(shard.file)} has {size:,} bytes, the index says {shard.size:,}: it was cut or replaced"
+            )
+
+
+def read_member(store: Store, shard: StoredFile, block: int, size: int) -> tuple[str, bytes]:
+    """What errors call a member of a tar file, and its bytes.
+
+    Its header comes along, to tell whether index and file agree.
+
+    Raises:
+        ShardError: the bytes cannot be read, or they are not those that were indexed.
+    """
+    data = store.piece(shard.file, (block - 1) * BLOCK, BLOCK + size, shard.size)
+    header = data[:BLOCK]
+    told = header[124:136].rstrip(b"\0 ")
+    if not told.isdigit() or int(told, 8) != size:
+        raise ShardError(f"{store.where(shard.file)} is damaged, or not the file that was indexed")
+    names = [field.partition(b"\0")[0] for field in (header[345:500], header[:100])]
+    name = b"/".join(field for field in names if field).decode("utf-8", "replace")
+    return f"{store.where(shard.file)}: {name}", data[BLOCK:]

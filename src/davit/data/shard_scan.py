@@ -27,6 +27,7 @@ LONGEST_LABEL = 1 << 12
 _LARGEST = 1 << 32
 _LISTED = 5
 Members = dict[str, tarfile.TarInfo]  # of one key, by their endings
+Add = Callable[[tarfile.TarFile, Path, int, str, Members], None]
 
 
 @dataclass
@@ -66,11 +67,7 @@ def scan_shards(
             the first of them.
     """
     found = _Scan()
-    shards = []
-    for number, tar in enumerate(tars):
-        walk_tar(tar, found.faults, partial(_add, number=number, found=found))
-        shards.append(StoredFile(file=tar.relative_to(root).as_posix(), size=tar.stat().st_size, sha256=digest(tar)))
-        progress(shards[-1].size)
+    shards = walk_tars(tars, root, found.faults, partial(_add, found=found), progress)
     kept, labels, known = _label(found, classes)
     if not skip:
         refuse_faults(found.faults)
@@ -95,15 +92,29 @@ def refuse_faults(faults: Sequence[str]) -> None:
         raise ShardError("; ".join(faults[:_LISTED]) + more + ". --skip leaves what is faulty out, and counts it")
 
 
-def walk_tar(path: Path, faults: list[str], add: Callable[[tarfile.TarFile, Path, str, Members], None]) -> None:
-    """Call `add` with each key of a tar file and its members; whatever is wrong with the file becomes a fault."""
+def walk_tars(
+    tars: Sequence[Path], root: Path, faults: list[str], add: Add, progress: Callable[[int], object]
+) -> tuple[StoredFile, ...]:
+    """Call `add` with each key of tar files, its members and the file's number; return the files as indexed.
+
+    Whatever is wrong with a file becomes a fault that names it.
+    """
+    shards = []
+    for number, tar in enumerate(tars):
+        _walk(tar, number, faults, add)
+        shards.append(StoredFile(file=tar.relative_to(root).as_posix(), size=tar.stat().st_size, sha256=digest(tar)))
+        progress(shards[-1].size)
+    return tuple(shards)
+
+
+def _walk(path: Path, number: int, faults: list[str], add: Add) -> None:
     try:
         if not path.stat().st_size:
             faults.append(f"{path} is empty")
             return
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for key, members in _grouped(tar):
-                add(tar, path, key, members)
+                add(tar, path, number, key, members)
             file.seek(tar.offset)
             if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes a damaged header for the end
                 faults.append(f"{path} is cut or damaged at byte {tar.offset:,}")
@@ -152,7 +163,7 @@ def unusable(tar: tarfile.TarFile, image: tarfile.TarInfo) -> str:
     return f"has {image.size:,} bytes, too many for an image" if image.size >= _LARGEST else ""
 
 
-def _add(tar: tarfile.TarFile, path: Path, key: str, members: Members, *, number: int, found: _Scan) -> None:
+def _add(tar: tarfile.TarFile, path: Path, number: int, key: str, members: Members, *, found: _Scan) -> None:
     images = images_of(members)
     label = members.get(LABEL)
     where = f"{path}: {show_path(key)}"

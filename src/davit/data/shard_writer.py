@@ -57,16 +57,11 @@ def write_shards(
         ValueError: not such a folder, or `out` exists.
         OSError: no space, or a file cannot be read.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists already: choose another folder, nothing is overwritten")
-    if size < 10 * BLOCK:
-        raise ValueError(f"shards must have at least {10 * BLOCK} bytes, got {size}")
+    refuse_place(out, size)
     folders = {name: ClassFolder(folder) for name, folder in split_roots(root).items()}
     sizes = {name: [path.stat().st_size for path in folder.paths] for name, folder in folders.items()}
     needed = sum(sum(found) + MEMBERS_BYTES * len(found) for found in sizes.values())
-    free = shutil.disk_usage(out.absolute().parent).free
-    if needed > free:
-        raise OSError(f"the shards of {root} take {needed:,} bytes, {out.absolute().parent} has {free:,} left")
+    require_room(root, out, needed)
     started(sum(sum(found) for found in sizes.values()))
     with appearing(out) as temporary:
         parts = {
@@ -75,6 +70,29 @@ def write_shards(
         }
         write_new(temporary / INDEX, index_json(parts))
     return parts
+
+
+def refuse_place(out: Path, size: int) -> None:
+    """Refuse a folder that is there, and shards that hold nothing.
+
+    Raises:
+        ValueError: says which.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another folder, nothing is overwritten")
+    if size < 10 * BLOCK:
+        raise ValueError(f"shards must have at least {10 * BLOCK} bytes, got {size}")
+
+
+def require_room(root: Path, out: Path, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        OSError: it has less left.
+    """
+    free = shutil.disk_usage(out.absolute().parent).free
+    if needed > free:
+        raise OSError(f"the shards of {root} take {needed:,} bytes, {out.absolute().parent} has {free:,} left")
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from davit.data.matching import match_classes
-from davit.data.ranges import Folder, ShardError, open_store
-from davit.data.shard_index import BLOCK, ShardPart, read_index, read_names, read_samples
+from davit.data.ranges import Folder, open_store
+from davit.data.shard_index import check_sizes, read_index, read_member, read_names, read_samples
 from davit.decoding import read_image
 from davit.naming import unknown_name
 
@@ -64,7 +64,7 @@ class Shards(Dataset[tuple["Image", int]]):
         index = parts[part]
         self._shards, self.skipped = index.shards, index.skipped
         if isinstance(self._store, Folder):
-            _check_sizes(self._store, index)
+            check_sizes(self._store, index.shards)
         self._samples = read_samples(self._store, index)
         if not len(self._samples):
             raise ValueError(f"{self.root} holds no samples in its part {part!r}")
@@ -111,30 +111,8 @@ class Shards(Dataset[tuple["Image", int]]):
     def file(self, index: int) -> tuple[str, bytes]:
         """Return what errors call a sample, and the bytes of its file.
 
-        The header of the tar file's member comes along, to tell whether index and file agree.
-
         Raises:
             ShardError: the bytes cannot be read, or they are not those that were indexed.
         """
         sample = self._samples[index]
-        shard, size = self._shards[int(sample["shard"])], int(sample["size"])
-        data = self._store.piece(shard.file, (int(sample["block"]) - 1) * BLOCK, BLOCK + size, shard.size)
-        header = data[:BLOCK]
-        told = header[124:136].rstrip(b"\0 ")
-        if not told.isdigit() or int(told, 8) != size:
-            raise ShardError(f"{self._store.where(shard.file)} is damaged, or not the file that was indexed")
-        names = [field.partition(b"\0")[0] for field in (header[345:500], header[:100])]
-        name = b"/".join(field for field in names if field).decode("utf-8", "replace")
-        return f"{self._store.where(shard.file)}: {name}", data[BLOCK:]
-
-
-def _check_sizes(store: Folder, part: ShardPart) -> None:
-    for shard in part.shards:
-        try:
-            size = (store.root / shard.file).stat().st_size
-        except OSError as error:
-            raise ShardError(f"{store.where(shard.file)}: {error.strerror}; the index names it") from error
-        if size != shard.size:
-            raise ShardError(
-                f"{store.where(shard.file)} has {size:,} bytes, the index says {shard.size:,}: it was cut or replaced"
-            )
+        return read_member(self._store, self._shards[int(sample["shard"])], int(sample["block"]), int(sample["size"]))
