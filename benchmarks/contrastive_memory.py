@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from davit.tasks.contrastive import unicl_loss
+from record import write_record
 
 MIB = 2**10  # of ru_maxrss
 
@@ -56,10 +57,7 @@ def main() -> None:
             done = subprocess.run([*command, "--embedding", str(options.embedding)], capture_output=True, check=True)
             found.append({"batch": batch, "kind": kind, "rows": rows} | json.loads(done.stdout))
             print(found[-1], flush=True)
-    if options.out:
-        torch_version, threads = torch.__version__, torch.get_num_threads()
-        record = {"embedding": options.embedding, "torch": torch_version, "threads": threads, "measured": found}
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record({"embedding": options.embedding, "measured": found}, options.out)
 
 
 if __name__ == "__main__":

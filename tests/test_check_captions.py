@@ -102,6 +102,8 @@ def test_the_commands_know_captions(clean: Path, tmp_path: Path, capsys: pytest.
     assert main(["data", "show", str(clean), "--out", str(sheet), "--images", "3", "--draws", "2"]) == 0
     assert Image.open(sheet).size[1] > 3 * 168
     assert not is_captions(clean / "images")
+    (clean / "images" / "red" / "1.txt").write_text("a red one")
+    assert is_captions(clean / "images")
     add(clean, "gone.png,not there")
     assert main(["data", "check", str(clean)]) == 2
     assert "gone.png" in capsys.readouterr().err

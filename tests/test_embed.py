@@ -38,7 +38,7 @@ def some(rows: int, length: int = 12, kind: str = "image") -> Index:
     vectors = np.random.default_rng(0).normal(size=(rows, length)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     names = tuple(f"ünï/{row}.png" for row in range(rows))
-    return Index(vectors=vectors, names=names, kind=kind, model="m.safetensors", fingerprint="f")  # type: ignore[arg-type]
+    return Index(vectors=vectors, names=names, kind=kind, model="m.safetensors", fingerprint="f", size=32)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".jsonl"])
@@ -48,6 +48,7 @@ def test_an_index_comes_back_to_the_bit(tmp_path: Path, suffix: str, rows: int) 
     write_index(path, some(rows))
     found = read_index(path)
     assert np.array_equal(found.vectors.reshape(-1), some(rows).vectors.reshape(-1))
+    assert (found.size, found.variant) == (32, None)
     assert (found.names, found.kind, found.model, found.fingerprint) == (
         some(rows).names,
         "image",

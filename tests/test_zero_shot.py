@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import open_clip
@@ -163,6 +164,25 @@ def test_wrong_uses_are_told(model: str, colours: Path, tmp_path: Path, capsys: 
         (["evaluate", other, "--data", str(colours), "--zero-shot"], "labels are for image-text models"),
         (["evaluate", model, "--data", str(colours), "--templates", "a {}"], "add --zero-shot"),
         (["evaluate", model, "--data", str(tmp_path / "none.csv")], "is not there"),
+        (["evaluate", model, "--data", str(colours), "--backend", "native"], "takes no --backend native"),
+        (["evaluate", model, "--data", str(colours), "--probe", "knn", "--zero-shot"], "takes no --zero-shot"),
+        (["evaluate", other, "--data", str(colours), "--probe", "knn", "--crop", "0.9"], "takes no --crop"),
     ):
         assert main(command) == 2
         assert told in capsys.readouterr().err
+
+
+def test_without_open_clip_what_to_install_is_told(
+    model: str, colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from davit import tokens
+
+    tokens.tokenizer.cache_clear()
+    for module in ("tokenizer", "zero_shot_metadata"):
+        monkeypatch.setitem(sys.modules, f"open_clip.{module}", None)
+    picture = str(next(colours.rglob("*.png")))
+    for more in (["--labels", "a cat"], ["--labels", "a cat", "--templates", "imagenet"]):
+        assert main(["predict", picture, "--model", model, *more]) == 2
+        assert "pip install 'davit[image-text]'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="image-text"):
+        spoken(("n01440764",))

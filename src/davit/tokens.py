@@ -1,6 +1,7 @@
 """Texts as tokens, by open_clip's tokenizer."""
 
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,8 +28,16 @@ def tokenizer() -> Any:
     Raises:
         ValueError: it is not installed.
     """
+    return open_clip("tokenizer").SimpleTokenizer()
+
+
+def open_clip(module: str) -> Any:
+    """A module of open_clip, which brings tokenizer, templates and ImageNet's names.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
-        from open_clip.tokenizer import SimpleTokenizer
+        return import_module(f"open_clip.{module}")
     except ImportError as error:
-        raise ValueError("texts are read by open_clip's tokenizer: pip install 'davit[image-text]'") from error
-    return SimpleTokenizer()
+        raise ValueError("what reads texts takes open_clip: pip install 'davit[image-text]'") from error

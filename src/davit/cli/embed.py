@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         if bool(paths) == bool(texts):
             raise ValueError("name images (davit embed PATH...) or texts (--texts TEXT...), one of both")
         if texts:
-            return _embed_texts(texts, model, out, json=json)
+            return _embed_texts(texts, model, out, device, json=json)
         from davit.cli.predict_answers import Job, Wanted
         from davit.cli.predict_file import TerminatedError, terminable
         from davit.inference.embedding import load_embedder
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         job = Job(predictor=Predictor(embedder, batch_size=batch_size), images=images, wanted=wanted)
         try:
             with terminable():
-                return _embed_images(job, model, out, {"size": size, "variant": variant, "backend": backend}, json=json)
+                return _embed_images(job, model, out, size, variant, backend, json=json)
         except TerminatedError:
             _tell("terminated")
             return 143
@@ -88,17 +88,18 @@ def _tell(text: str) -> None:
     print(f"davit embed: {text}", file=sys.stderr)
 
 
-def _embed_images(job: "Job", model: str, out: Path, options: dict[str, object], *, json: bool) -> int:
+def _embed_images(
+    job: "Job", model: str, out: Path, size: int | None, variant: str | None, backend: str, *, json: bool
+) -> int:
     """Append what is missing to the JSON lines, and once all are there make of them what was asked for."""
     from davit.cli.predict_file import write_answers
     from davit.inference.embedding import fingerprint_of
     from davit.inference.index import of_entries, write_index
     from davit.inference.stream_results import ResultFile
 
-    about = {"kind": "image", "model": model, "fingerprint": fingerprint_of(model), "size": options.pop("size")}
+    about = {"kind": "image", "model": model, "fingerprint": fingerprint_of(model), "size": size, "variant": variant}
     lines = out if out.suffix == ".jsonl" else out.with_name(f"{out.name}.lines")
-    given = {name: None if value is None else str(value) for name, value in options.items()}
-    file = ResultFile(lines, about | given, map(str, job.images))
+    file = ResultFile(lines, about | {"backend": backend}, map(str, job.images))
     code = write_answers(file, job.answers, len(job.images), json=json, verb="embed", out=out)
     if lines != out and file.answered == len(job.images):
         write_index(out, of_entries(file.entries(), about))
@@ -107,7 +108,7 @@ def _embed_images(job: "Job", model: str, out: Path, options: dict[str, object],
     return code
 
 
-def _embed_texts(given: tuple[str, ...], model: str, out: Path, *, json: bool) -> int:
+def _embed_texts(given: tuple[str, ...], model: str, out: Path, device: str | None, *, json: bool) -> int:
     from json import dumps
 
     from davit.inference.embedding import embed_with, fingerprint_of, load_features
@@ -116,7 +117,7 @@ def _embed_texts(given: tuple[str, ...], model: str, out: Path, *, json: bool) -
     texts = tuple(text for one in given for text in _lines(one))
     if not texts:
         raise ValueError("there are no texts: give some, or a file with one a line")
-    vectors = embed_with(load_features(model), texts, model).numpy()
+    vectors = embed_with(load_features(model), texts, model, device).numpy()
     write_index(out, Index(vectors=vectors, names=texts, kind="text", model=model, fingerprint=fingerprint_of(model)))
     print(dumps({"out": str(out), "texts": len(texts)}) if json else f"{out}: {len(texts):,} texts")
     return 0

@@ -102,12 +102,14 @@ def main(arguments: list[str]) -> int:
             json: Print the result as JSON, with the score of each class.
         """
         from davit.cli.evaluate_image_text import evaluate_pairs, is_image_text, zero_shot_on
-        from davit.cli.evaluate_views import parse_views
+        from davit.cli.evaluate_views import parse_views, refuse_options
 
         views = parse_views(scales, flip, window, stride)
+        without = {"--crop": crop is not None, "--allow-missing": allow_missing, "--per-class": per_class}
         if probe is not None:
             from davit.cli.evaluate_probe import evaluate_probe
 
+            refuse_options("--probe", without | {"--zero-shot": zero_shot, "--templates": templates is not None})
             return evaluate_probe(
                 checkpoint, data, probe, variant=variant, size=size, batch_size=batch_size, workers=workers,
                 device=device, backend=backend, json=json,
@@ -115,6 +117,7 @@ def main(arguments: list[str]) -> int:
         if templates is not None and not zero_shot:
             raise ValueError("--templates says how names of classes are put to an image-text model: add --zero-shot")
         if not zero_shot and is_image_text(checkpoint):
+            refuse_options("retrieval among captions", without | {f"--backend {backend}": backend != "eager"})
             return evaluate_pairs(
                 checkpoint, data, size=size, batch_size=batch_size, workers=workers, device=device, json=json
             )

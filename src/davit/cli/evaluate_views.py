@@ -40,3 +40,9 @@ def _sides(flag: str, text: str) -> tuple[int, int]:
         raise ValueError(
             f"{flag} takes a height and a width in pixels, such as 512x1024, or 512, got {text!r}"
         ) from None
+
+
+def refuse_options(what: str, given: dict[str, bool]) -> None:
+    """Refuse options that would be passed over in silence."""
+    if found := [option for option, is_given in given.items() if is_given]:
+        raise ValueError(f"{what} takes no {' and no '.join(found)}: leave that out")

@@ -59,13 +59,16 @@ def main(arguments: list[str]) -> int:
                 f"{index} was made with another model than {source}, and vectors of two models cannot be compared: "
                 "name the one that made it with --model, or make the index anew"
             )
-        vectors = _embed(load_features(source, size=known.size), source, queries, device)
+        vectors = _embed(load_features(source, known.variant, known.size), source, queries, device)
         hits = known.nearest(vectors, top)
         entries = [_entry(query, found, known) for query, found in zip(queries, hits, strict=True)]
         if save:
+            from davit.atomic import atomic_write
+            from davit.explain.drawing import png_bytes
             from davit.explain.hits import draw_hits
 
-            draw_hits(entries).save(save)
+            with atomic_write(save) as file:
+                file.write(png_bytes(draw_hits(entries)))
         return _print(entries, json)
 
     return tyro.cli(search, prog="davit search", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
@@ -85,7 +88,7 @@ def _embed(model: "LoadedModel", source: str, queries: tuple[str, ...], device: 
     texts = [query for query in queries if not _is_picture(query)]
     found: dict[str, torch.Tensor] = {}
     if texts:
-        found |= zip(texts, embed_with(model, texts, source), strict=True)
+        found |= zip(texts, embed_with(model, texts, source, device), strict=True)
     if pictures:
         for query, result in zip(pictures, Predictor(EagerBackend(Embedder(model), device))(pictures), strict=True):
             assert isinstance(result, Embedding)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from davit.data.caption_files import TABLES, CaptionFiles, caption_roots, find_captions
@@ -17,6 +18,7 @@ from davit.decoding import SUFFIXES
 
 CONTEXT = 77  # tokens that CLIP's text towers read
 _LOOKED_AT = 20_000  # captions of each part, evenly spread
+_FIRST = 100  # pictures, of which one must have a text beside it for a folder to hold captions
 _COMMON = 0.01  # share of the captions from which on one text is no description
 _FEWEST = 20  # captions alike, for that to mean anything
 _SHOWN = 60  # characters of a caption in a message
@@ -37,8 +39,8 @@ def is_captions(root: str | Path) -> bool:
     folders = (path, path / "train", path / "val")
     if any((folder / f"captions{suffix}").is_file() for folder in folders for suffix in TABLES):
         return True
-    pictures = (p for folder in folders if folder.is_dir() for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    return any(picture.with_suffix(".txt").is_file() for picture in pictures)
+    pictures = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else ()
+    return any(picture.with_suffix(".txt").is_file() for picture in islice(pictures, _FIRST))
 
 
 def check_captions(

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from davit.tokens import open_clip
+
 
 def spoken(classes: Sequence[str]) -> tuple[str, ...]:
     """Turn names of classes into words.
@@ -21,9 +23,5 @@ def spoken(classes: Sequence[str]) -> tuple[str, ...]:
 def _imagenet() -> dict[str, str]:
     from timm.data import ImageNetInfo
 
-    try:
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-    except ImportError as error:
-        raise ValueError("ImageNet's names are open_clip's: pip install 'davit[image-text]'") from error
-    synsets = ImageNetInfo("imagenet-1k").label_names()
-    return dict(zip(map(str, synsets), IMAGENET_CLASSNAMES, strict=True))
+    synsets, names = ImageNetInfo("imagenet-1k").label_names(), open_clip("zero_shot_metadata").IMAGENET_CLASSNAMES
+    return dict(zip(map(str, synsets), names, strict=True))

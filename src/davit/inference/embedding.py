@@ -7,6 +7,7 @@ import torch
 
 from davit.inference.backends import BackendName
 from davit.inference.backends.choosing import make_backend
+from davit.inference.backends.eager import choose_device
 from davit.inference.backends.opening import exported_format
 from davit.inference.backends.protocol import Backend
 from davit.inference.stream_results import fingerprint
@@ -60,7 +61,9 @@ def load_features(source: str | Path, variant: str | None = None, size: int | No
     return model
 
 
-def embed_with(model: LoadedModel, texts: Sequence[str], source: str | Path) -> torch.Tensor:
+def embed_with(
+    model: LoadedModel, texts: Sequence[str], source: str | Path, device: str | torch.device | None = None
+) -> torch.Tensor:
     """The vector of each text, of length 1, (N, embedding).
 
     Raises:
@@ -68,7 +71,7 @@ def embed_with(model: LoadedModel, texts: Sequence[str], source: str | Path) -> 
     """
     if not isinstance(model, ImageTextModel):
         raise ValueError(f"{source} is no image-text model, so it knows pictures only, no texts")
-    return embed_texts(model, texts)
+    return embed_texts(model.to(choose_device(device)), texts)
 
 
 def fingerprint_of(source: str | Path) -> str:

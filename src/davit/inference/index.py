@@ -29,6 +29,7 @@ class Index:
         model: what `davit embed` was given for a model.
         fingerprint: of the model's file; vectors of one model mean nothing to another.
         size: side of the images, where it was given.
+        variant: what the model is, where it was given.
     """
 
     vectors: NDArray[np.float32]
@@ -37,6 +38,7 @@ class Index:
     model: str
     fingerprint: str
     size: int | None = None
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what does not fit together."""
@@ -87,7 +89,7 @@ def write_index(path: Path, index: Index) -> None:
         OSError: the file cannot be written.
     """
     check_suffix(path)
-    about = {"kind": index.kind, "model": index.model, "fingerprint": index.fingerprint, "size": index.size}
+    about = {name: getattr(index, name) for name in ("kind", "model", "fingerprint", "size", "variant")}
     with atomic_write(path) as file:
         if path.suffix == ".npz":
             np.savez(file, vectors=index.vectors, names=np.array(index.names, dtype=str), about=json.dumps(about))
@@ -163,6 +165,7 @@ def _index(vectors: NDArray[Any], names: Sequence[str], about: Mapping[str, Any]
         model=about["model"],
         fingerprint=about["fingerprint"],
         size=about["size"],
+        variant=about["variant"],
     )
 
 

@@ -16,7 +16,7 @@ from davit.inference.backends.native.build import cache_folder
 from davit.models.clip import ImageTextModel
 from davit.models.zero_shot import ZeroShotClassifier
 from davit.records import to_json
-from davit.tokens import tokenize
+from davit.tokens import open_clip, tokenize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,9 +75,7 @@ def parse_templates(given: str | None) -> tuple[str, ...]:
     if given is None:
         return ()
     if given in SETS:
-        from open_clip import zero_shot_metadata
-
-        return tuple(template("{}") for template in getattr(zero_shot_metadata, SETS[given]))
+        return tuple(template("{}") for template in getattr(open_clip("zero_shot_metadata"), SETS[given]))
     if "{}" in given:
         return (given,)
     if not (found := _lines(given)):
