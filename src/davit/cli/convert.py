@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from davit.weights.load import Weights
 
 Target = Literal[
-    "davit", "official", "official-dense", "timm", "florence2", "florence2-native", "mmpretrain", "mmdet", "mmseg"
-]
+    "davit", "official", "official-dense", "timm", "florence2", "florence2-native", "mmpretrain", "mmdet", "mmseg",
+    "hf",
+]  # fmt: skip
 
 _COUNTERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms, which nothing learns
 
@@ -22,6 +23,7 @@ larger model the DaViT is taken.
   davit convert davit_tiny.msft_in1k tiny.safetensors
   davit convert official.pth.tar large.safetensors --variant davit_large_384
   davit convert mine.safetensors mine.pth --to timm
+  davit convert mine.safetensors folder --to hf
   davit convert mask_rcnn.pth detector.safetensors
 """
 
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
         Args:
             source: A file, a folder with one, or a name of `davit models`.
-            destination: The file to write: .safetensors, or (not for davit) .pth, .pt or .bin.
+            destination: The file to write: .safetensors, or (not for davit) .pth, .pt or .bin; for hf a folder.
             to: Format to write.
             variant: What SRC is, where its tensors leave it open: a name of `davit models`.
             window: Side of its attention windows, where its tensors leave it open.
@@ -67,15 +69,19 @@ def run(
     import dataclasses
 
     from davit.weights.checkpoint import write_checkpoint
+    from davit.weights.convert.huggingface import write_folder
     from davit.weights.export import export, note
     from davit.weights.load import read
     from davit.weights.source import write_plain
 
     weights = read(source, variant=variant, **fields)
     tensors = export(weights.header, weights.tensors, to)
+    provenance = {**weights.header.provenance, "command": command}
+    described = dataclasses.replace(weights.header, provenance=provenance)
     if to == "davit":
-        provenance = {**weights.header.provenance, "command": command}
-        write_checkpoint(destination, dataclasses.replace(weights.header, provenance=provenance), tensors)
+        write_checkpoint(destination, described, tensors)
+    elif to == "hf":
+        write_folder(destination, described, weights.tensors)
     else:
         classes = weights.header.classes if to in ("mmdet", "mmseg") else ()
         write_plain(destination, tensors, note(weights.header, to), classes)

@@ -6,6 +6,7 @@ from davit.models.detector_config import DetectorConfig
 from davit.models.segmenter_config import SegmenterConfig
 from davit.naming import unknown_name
 from davit.weights.checkpoint import Header, ModelConfig
+from davit.weights.convert import huggingface
 from davit.weights.convert.florence2 import FLORENCE2, FLORENCE2_NATIVE
 from davit.weights.convert.mmdet import MASK_RCNN, RETINANET
 from davit.weights.convert.mmpretrain import MMPRETRAIN
@@ -15,7 +16,7 @@ from davit.weights.convert.rename import Format, StateDict
 from davit.weights.convert.timm import TIMM, TIMM_NAMED
 
 TARGETS = (
-    "davit", "official", "official-dense", "timm", "florence2", "florence2-native", "mmpretrain", "mmdet", "mmseg",
+    "davit", "official", "official-dense", "timm", "florence2", "florence2-native", "mmpretrain", "mmdet", "mmseg", "hf",
 )  # fmt: skip
 
 _FORMATS = {f.name: f for f in (OFFICIAL, OFFICIAL_DENSE, FLORENCE2, FLORENCE2_NATIVE, MMPRETRAIN)}
@@ -36,6 +37,8 @@ def export(header: Header, tensors: StateDict, target: str) -> dict[str, Tensor]
         return dict(tensors)
     if target not in TARGETS:
         raise unknown_name("format", target, TARGETS)
+    if target == "hf":
+        return huggingface.to_theirs(header, tensors)
     format = _format(header, target)
     reason = _obstacle(header, format)
     if reason:

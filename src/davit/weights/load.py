@@ -22,6 +22,7 @@ from davit.naming import unknown_name
 from davit.preprocessing import Preprocessing
 from davit.weights.catalog import WEIGHTS, WeightEntry, class_names
 from davit.weights.checkpoint import Header, Kind, is_checkpoint, read_checkpoint
+from davit.weights.convert import huggingface
 from davit.weights.convert.heads import head_classes, official_preprocessing, whole_config
 from davit.weights.convert.infer import choose, read_shapes, without_training
 from davit.weights.convert.recognise import locate
@@ -53,8 +54,8 @@ def load(source: str | Path, *, variant: str | None = None, **fields: Any) -> Lo
     """Load a model, in evaluation mode and float32, with its `config`, `preprocessing` and `classes`.
 
     Args:
-        source: a checkpoint of ours, a file in a format of docs/weights.md, a folder with one such file, or a name of
-            `davit models`.
+        source: a checkpoint of ours, a file in a format of docs/weights.md, a folder with one such file or of
+            transformers, or a name of `davit models`.
         variant: the architecture, for files that leave it open.
         **fields: fields of `DaViTConfig`: what the file leaves open (`window`, `channel_scale`), or settings for
             training (`drop_path`, `gradient_checkpointing`).
@@ -73,9 +74,14 @@ def read(source: str | Path, *, variant: str | None = None, **fields: Any) -> We
         return _read_entry(entry, variant, fields)
     if not Path(source).exists():
         raise _not_there(str(source))
+    if huggingface.is_folder(Path(source)):
+        content = huggingface.read_folder(Path(source))
+        weights = Weights(header=content.header, tensors=content.tensors, format="hf", left=content.left)
+        return _adjusted(weights, Path(source), variant, fields)
     path = find_file(source)
     if is_checkpoint(path):
-        return _read_ours(path, variant, fields)
+        header, tensors = read_checkpoint(path)
+        return _adjusted(Weights(header=header, tensors=tensors, format="davit"), path, variant, fields)
     return read_foreign(path, variant, fields)
 
 
@@ -153,8 +159,9 @@ def _skeleton(header: Header) -> LoadedModel:
                 return make_model(config)
 
 
-def _read_ours(path: Path, variant: str | None, fields: Mapping[str, Any]) -> Weights:
-    header, tensors = read_checkpoint(path)
+def _adjusted(weights: Weights, path: Path, variant: str | None, fields: Mapping[str, Any]) -> Weights:
+    """Change what may be changed of weights that say themselves what they are, and check their tensors."""
+    header = weights.header
     if variant is not None and not _same(header.backbone, variant):
         raise ValueError(f"{path}: says itself what it is, and that is not {variant}; leave the variant out")
     changed = header.backbone.override(**fields)
@@ -162,10 +169,10 @@ def _read_ours(path: Path, variant: str | None, fields: Mapping[str, Any]) -> We
     whole = changed if isinstance(whole, DaViTConfig) else dataclasses.replace(whole, backbone=changed)
     header = dataclasses.replace(header, config=whole)
     try:
-        check_tensors(header, tensors)
+        check_tensors(header, weights.tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Weights(header=header, tensors=tensors, format="davit")
+    return dataclasses.replace(weights, header=header)
 
 
 def _same(config: DaViTConfig, variant: str) -> bool:
