@@ -18,8 +18,8 @@ STAGES = ("stage1", "stage2", "stage3", "stage4")
 class DaViTPretrainedConfig(BackboneConfigMixin, PreTrainedConfig):
     """Every field of `DaViTConfig` under its own name, and what transformers adds.
 
-    `DaViTPretrainedConfig(widths=(32, 64, 128, 256), num_labels=10)` takes its defaults from `DaViTConfig`; `num_channels`
-    is another name of `in_channels`.
+    `DaViTPretrainedConfig(widths=(32, 64, 128, 256), num_labels=10)` takes its defaults from `DaViTConfig`;
+    `num_channels` is another name of `in_channels`.
 
     Attributes:
         pooled_norm: `DaViTModel` norms its pooled features, as the part of a classifier under its head does.

@@ -7,11 +7,11 @@ import torch
 
 from davit.huggingface.configuration import DaViTPretrainedConfig
 from davit.huggingface.image_processor import DaViTImageProcessor
-from davit.huggingface.models import DaViTBackbone, DaViTForImageClassification, DaViTModel, DaViTPreTrainedModel
+from davit.huggingface.models import DaViTBackbone, DaViTForImageClassification, DaViTPreTrainedModel
 from davit.models.classifier import Classifier
 from davit.models.davit import DaViT
 from davit.weights.checkpoint import Header
-from davit.weights.convert.huggingface import from_processor, to_config, to_header, to_theirs
+from davit.weights.convert.huggingface import to_config, to_theirs
 from davit.weights.load import LoadedModel, Weights, build, read
 from davit.weights.save import header_of
 
@@ -69,8 +69,7 @@ def to_davit(model: DaViTPreTrainedModel, processor: DaViTImageProcessor | None 
         model: a `DaViTForImageClassification` becomes a classifier, any other the backbone.
         processor: what becomes `.preprocessing`.
     """
-    values = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-    header = to_header(values, from_processor(processor.to_dict()) if processor else None)
+    header = model.header(processor.preprocessing if processor else None)
     tensors = model.state_dict() if header.kind == "classifier" else model.backbone.state_dict()
     ours = build(Weights(header=header, tensors=dict(tensors), format="hf"))
     assert isinstance(ours, Classifier | DaViT)

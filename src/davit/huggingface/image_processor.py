@@ -56,6 +56,8 @@ class DaViTImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: unknown settings, or values that make no preprocessing.
         """
+        if (kind := settings.get("image_processor_type", PROCESSOR)) != PROCESSOR:
+            raise ValueError(f"these are the settings of a {kind}, not of a {PROCESSOR}")
         settings = {name: value for name, value in settings.items() if name not in _ABOUT_FILE}
         usual = to_processor(Preprocessing(size=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD))
         values = _changed({**usual, **dict.fromkeys(_STEPS, True)}, settings)
@@ -123,10 +125,11 @@ class DaViTImageProcessor(BaseImageProcessor):
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
-        images = self.fetch_images(images)
-        if isinstance(images, np.ndarray | Tensor) and images.ndim == 2:
-            return [images]
-        return make_flat_list_of_images(images, expected_ndims=expected_ndims)
+        fetched = self.fetch_images(images)
+        if isinstance(fetched, np.ndarray | Tensor) and fetched.ndim == 2:
+            return [fetched]
+        flat: Any = make_flat_list_of_images(fetched, expected_ndims=expected_ndims)
+        return list(flat)
 
 
 def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +138,7 @@ def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         if name not in (*_SETTINGS, *_STEPS):
             raise unknown_name(f"setting of {PROCESSOR}", name, (*_SETTINGS, *_STEPS))
     merged = {**values, **{name: value for name, value in changes.items() if value is not None}}
-    return {**merged, **to_processor(from_processor({**merged, "image_processor_type": PROCESSOR}))}
+    return {**merged, **to_processor(from_processor(merged))}
 
 
 def _pixels(picture: Image.Image, preprocessing: Preprocessing, values: Mapping[str, Any]) -> Tensor:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import (
@@ -19,7 +20,9 @@ from davit.models.blocks import NORM_EPS
 from davit.models.classifier import Classifier
 from davit.models.config import ClassifierConfig
 from davit.models.davit import DaViT, init_linear
-from davit.weights.convert.huggingface import to_header, write_text
+from davit.preprocessing import Preprocessing
+from davit.weights.checkpoint import Header
+from davit.weights.convert.huggingface import CLASSIFIER, MODEL, to_header, write_text
 from davit.weights.convert.huggingface_card import model_card
 
 _CARD = "README.md"
@@ -28,10 +31,10 @@ _CARD = "README.md"
 class DaViTPreTrainedModel(PreTrainedModel):
     """What the models share: loading, saving, fresh weights as ours are."""
 
-    config: DaViTPretrainedConfig
+    config: DaViTPretrainedConfig  # type: ignore[bad-override-mutable-attribute]  # as all their models narrow it
     config_class = DaViTPretrainedConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     _no_split_modules = ["DualAttentionBlock"]  # noqa: RUF012 (as transformers has it)
 
@@ -63,12 +66,19 @@ class DaViTPreTrainedModel(PreTrainedModel):
     def _upload_modified_files(self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kw: Any) -> Any:
         card = Path(working_dir) / _CARD
         if card.is_file() and "automatically generated" in card.read_text(encoding="utf-8"):  # an empty form
-            write_text(card, self._card(repo_id))
+            tags = ModelCard.load(card).data.tags or []
+            ours = ModelCard(self._card(repo_id))
+            ours.data.tags = [*(ours.data.tags or []), *(tag for tag in tags if tag not in (ours.data.tags or []))]
+            ours.save(card)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kw)
 
+    def header(self, preprocessing: Preprocessing | None) -> Header:
+        """What a checkpoint of davit says about this model."""
+        name = CLASSIFIER if isinstance(self, DaViTForImageClassification) else MODEL
+        return to_header({**self.config.to_dict(), "architectures": [name]}, preprocessing)
+
     def _card(self, *here: str) -> str:
-        values = {**self.config.to_dict(), "architectures": [type(self).__name__]}
-        return model_card(to_header(values, None), self.num_parameters(), *here)
+        return model_card(self.header(None), self.num_parameters(), *here)
 
 
 class DaViTModel(DaViTPreTrainedModel):

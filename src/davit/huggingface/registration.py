@@ -17,6 +17,5 @@ def register() -> None:
     AutoModel.register(DaViTPretrainedConfig, DaViTModel, exist_ok=True)
     AutoModelForImageClassification.register(DaViTPretrainedConfig, DaViTForImageClassification, exist_ok=True)
     AutoBackbone.register(DaViTPretrainedConfig, DaViTBackbone, exist_ok=True)
-    AutoImageProcessor.register(
-        DaViTPretrainedConfig, image_processor_classes={"pil": DaViTImageProcessor}, exist_ok=True
-    )
+    backends = dict.fromkeys(("pil", "torchvision"), DaViTImageProcessor)
+    AutoImageProcessor.register(DaViTPretrainedConfig, image_processor_classes=backends, exist_ok=True)

@@ -16,7 +16,8 @@ from davit.weights.convert.rename import Format, StateDict
 from davit.weights.convert.timm import TIMM, TIMM_NAMED
 
 TARGETS = (
-    "davit", "official", "official-dense", "timm", "florence2", "florence2-native", "mmpretrain", "mmdet", "mmseg", "hf",
+    "davit", "official", "official-dense", "timm", "florence2", "florence2-native", "mmpretrain", "mmdet", "mmseg",
+    "hf",
 )  # fmt: skip
 
 _FORMATS = {f.name: f for f in (OFFICIAL, OFFICIAL_DENSE, FLORENCE2, FLORENCE2_NATIVE, MMPRETRAIN)}

@@ -190,10 +190,12 @@ def to_header(config: Mapping[str, Any], preprocessing: Preprocessing | None) ->
 
 
 def to_processor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The values of `preprocessor_config.json`: their words where they have one."""
+    """The values of `preprocessor_config.json`: their words where they have one.
+
+    It names no class, `config.json` does: transformers would take a class named here for one of videos, too, and ask
+    whether to trust it.
+    """
     return {
-        "image_processor_type": PROCESSOR,
-        "auto_map": {"AutoImageProcessor": auto_map()["AutoImageProcessor"]},
         "size": {"height": preprocessing.size[0], "width": preprocessing.size[1]},
         "crop": preprocessing.crop,
         "fit": preprocessing.fit,

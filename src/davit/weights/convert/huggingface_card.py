@@ -1,7 +1,6 @@
 """The README.md of a folder for Hugging Face's transformers: what the model is, takes and comes from."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from davit.models.complexity import count_macs
@@ -112,7 +111,7 @@ def _classes(header: Header) -> str:
 
 
 def _told(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list | tuple) else str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _cell(text: str) -> str:
