@@ -149,7 +149,7 @@ def test_the_backbone_gives_the_maps_asked_for(ours: Classifier) -> None:
             assert torch.equal(ours_map, other)
         model.out_features = ["stage3"]
         assert [tuple(x.shape) for x in model(x).feature_maps] == [(2, 96, 7, 9)]
-    with pytest.raises(ValueError, match="davit.explain"):
+    with pytest.raises(ValueError, match=r"davit\.explain"):
         model(x, output_attentions=True)
     for wrong in ({"out_features": ["stage5"]}, {"out_indices": [1, 4]}, {"out_features": ["stage2", "stage1"]}):
         with pytest.raises(ValueError, match=r"out_(features|indices) must be"):
@@ -172,7 +172,7 @@ def test_loss_and_gradients_are_our_models(ours: Classifier) -> None:
     model.zero_grad()
     model.activation_checkpointing_enable()
     calls: list[int] = []
-    model.backbone.stages[2].blocks[0].window.register_forward_hook(lambda *_: calls.append(1))
+    model.backbone.stages[2].blocks[0].window.register_forward_pre_hook(lambda *_: calls.append(1))
     model(pixel_values=x, labels=labels).loss.backward()
     assert len(calls) == 2  # once more on the way back
     for name, parameter in model.named_parameters():
@@ -241,10 +241,12 @@ class FakeHub:
         self.folder = folder
 
     def create_repo(self, repo_id: str, **_: Any) -> Any:
+        """Make the folder."""
         self.folder.mkdir(exist_ok=True)
         return type("Url", (), {"repo_id": repo_id})
 
     def create_commit(self, *, operations: Any, **_: Any) -> None:
+        """Copy the files."""
         for operation in operations:
             with operation.as_file() as file:
                 (self.folder / operation.path_in_repo).write_bytes(file.read())

@@ -71,10 +71,11 @@ def is_folder(path: Path) -> bool:
     config = (path if path.is_dir() else path.parent) / CONFIG
     if not config.is_file() or not (path.is_dir() or path.name == TENSORS):
         return False
+    raw = config.read_bytes()
     try:
-        values = json.loads(config.read_bytes())
+        values = json.loads(raw)
     except ValueError:
-        return False
+        return f'"{MODEL_TYPE}"'.encode() in raw  # damaged; reading it says so
     return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE and "widths" in values
 
 
