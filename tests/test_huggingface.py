@@ -271,7 +271,7 @@ def test_push_to_hub(ours: Classifier, tmp_path: Path, monkeypatch: pytest.Monke
     assert names == {"README.md", "config.json", "davit_classes.py", "model.safetensors", "preprocessor_config.json"}
     card = (tmp_path / "repo" / "README.md").read_text()
     assert 'pipeline("image-classification", "me/colours")' in card
-    assert "- image-classification\n- bright\n" in card
+    assert hub.ModelCard(card).data.to_dict()["tags"] == ["davit", "vision", "image-classification", "bright"]
     assert "| Classes | 3: red \\| hot, grün, blue |" in card
     loaded = davit.load(tmp_path / "repo")
     with torch.no_grad():

@@ -69,8 +69,8 @@ def run(
     import dataclasses
 
     from davit.weights.checkpoint import write_checkpoint
-    from davit.weights.convert.huggingface import write_folder
     from davit.weights.export import export, note
+    from davit.weights.huggingface_folder import write_folder
     from davit.weights.load import read
     from davit.weights.source import write_plain
 

@@ -10,7 +10,8 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from davit.models.config import DaViTConfig
 from davit.records import from_json, to_json
-from davit.weights.convert.huggingface import MODEL_TYPE, auto_map, write_code
+from davit.weights.convert.huggingface import MODEL_TYPE, auto_map
+from davit.weights.huggingface_folder import write_code
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 

@@ -18,7 +18,8 @@ from transformers.processing_utils import ImagesKwargs
 from davit.decoding import as_shown, read_image
 from davit.naming import unknown_name
 from davit.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from davit.weights.convert.huggingface import PROCESSOR, from_processor, to_processor, write_code
+from davit.weights.convert.huggingface import PROCESSOR, from_processor, to_processor
+from davit.weights.huggingface_folder import write_code
 
 _STEPS = ("do_resize", "do_rescale", "do_normalize")
 _SETTINGS = ("size", "crop", "fit", "resample", "image_mean", "image_std")

@@ -1,6 +1,7 @@
 """DaViT with the faces that transformers expects; the modules and the names of the tensors are ours."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,9 @@ from davit.models.config import ClassifierConfig
 from davit.models.davit import DaViT, init_linear
 from davit.preprocessing import Preprocessing
 from davit.weights.checkpoint import Header
-from davit.weights.convert.huggingface import CLASSIFIER, MODEL, to_header, write_text
-from davit.weights.convert.huggingface_card import model_card
-
-_CARD = "README.md"
+from davit.weights.convert.huggingface import CLASSIFIER, MODEL, to_header
+from davit.weights.huggingface_card import model_card
+from davit.weights.huggingface_folder import CARD, write_text
 
 
 class DaViTPreTrainedModel(PreTrainedModel):
@@ -59,17 +59,15 @@ class DaViTPreTrainedModel(PreTrainedModel):
         """Save as transformers does, with a model card unless the folder has one."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / _CARD).exists():
-            write_text(folder / _CARD, self._card())
+        if not (folder / CARD).exists():
+            write_text(folder / CARD, self._card())
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _upload_modified_files(self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kw: Any) -> Any:
-        card = Path(working_dir) / _CARD
-        if card.is_file() and "automatically generated" in card.read_text(encoding="utf-8"):  # an empty form
-            tags = ModelCard.load(card).data.tags or []
-            ours = ModelCard(self._card(repo_id))
-            ours.data.tags = [*(ours.data.tags or []), *(tag for tag in tags if tag not in (ours.data.tags or []))]
-            ours.save(card)
+        card = Path(working_dir) / CARD
+        if card.is_file() and "automatically generated" in card.read_text(encoding="utf-8"):  # transformers' empty form
+            tags = ModelCard.load(card).data.to_dict().get("tags") or []
+            write_text(card, self._card(repo_id, tags))
         return super()._upload_modified_files(working_dir, repo_id, *args, **kw)
 
     def header(self, preprocessing: Preprocessing | None) -> Header:
@@ -77,8 +75,8 @@ class DaViTPreTrainedModel(PreTrainedModel):
         name = CLASSIFIER if isinstance(self, DaViTForImageClassification) else MODEL
         return to_header({**self.config.to_dict(), "architectures": [name]}, preprocessing)
 
-    def _card(self, *here: str) -> str:
-        return model_card(self.header(None), self.num_parameters(), *here)
+    def _card(self, here: str | None = None, tags: Sequence[str] = ()) -> str:
+        return model_card(self.header(None), self.num_parameters(), here=here, tags=tags)
 
 
 class DaViTModel(DaViTPreTrainedModel):

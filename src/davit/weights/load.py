@@ -22,12 +22,12 @@ from davit.naming import unknown_name
 from davit.preprocessing import Preprocessing
 from davit.weights.catalog import WEIGHTS, WeightEntry, class_names
 from davit.weights.checkpoint import Header, Kind, is_checkpoint, read_checkpoint
-from davit.weights.convert import huggingface
 from davit.weights.convert.heads import head_classes, official_preprocessing, whole_config
 from davit.weights.convert.infer import choose, read_shapes, without_training
 from davit.weights.convert.recognise import locate
 from davit.weights.convert.rename import StateDict, describe
 from davit.weights.download import download
+from davit.weights.huggingface_folder import is_folder, read_folder
 from davit.weights.source import SUFFIXES, find_file, read_content
 
 LoadedModel = Classifier | Detector | Segmenter | ImageTextModel | DaViT | DenseBackbone
@@ -74,8 +74,8 @@ def read(source: str | Path, *, variant: str | None = None, **fields: Any) -> We
         return _read_entry(entry, variant, fields)
     if not Path(source).exists():
         raise _not_there(str(source))
-    if huggingface.is_folder(Path(source)):
-        content = huggingface.read_folder(Path(source))
+    if is_folder(Path(source)):
+        content = read_folder(Path(source))
         weights = Weights(header=content.header, tensors=content.tensors, format="hf", left=content.left)
         return _adjusted(weights, Path(source), variant, fields)
     path = find_file(source)

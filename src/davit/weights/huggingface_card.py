@@ -1,6 +1,7 @@
 """The README.md of a folder for Hugging Face's transformers: what the model is, takes and comes from."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from davit.models.complexity import count_macs
@@ -29,13 +30,14 @@ maps = backbone(pixel_values).feature_maps  # (B, C, H, W) at strides 4, 8, 16, 
 _NAMED = 8  # classes that the card names
 
 
-def model_card(header: Header, parameters: int, here: str = "path/or/name/of/this/folder") -> str:
+def model_card(header: Header, parameters: int, *, here: str | None = None, tags: Sequence[str] = ()) -> str:
     """Write the card.
 
     Args:
         header: what the model is.
         parameters: how many numbers it has.
         here: what its users call the folder.
+        tags: more of them.
     """
     classifier = isinstance(header.config, ClassifierConfig)
     title = _variant(header.backbone) or "DaViT"
@@ -49,20 +51,24 @@ def model_card(header: Header, parameters: int, here: str = "path/or/name/of/thi
     }
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     purpose = "image classifier" if classifier else "backbone"
+    snippet = (_CLASSIFY if classifier else _FEATURES).format(here=here or "name-of-this-folder")
     return (
-        f"{_front_matter(header, classifier)}\n# {title}\n\n"
+        f"{_front_matter(header, classifier, tags)}\n# {title}\n\n"
         f"A DaViT {purpose} (Dual Attention Vision Transformer, [arXiv 2204.03645](https://arxiv.org/abs/2204.03645)).\n"
-        f"\n| | |\n| --- | --- |\n{table}\n\n## Use\n\n{(_CLASSIFY if classifier else _FEATURES).format(here=here)}\n"
+        f"\n| | |\n| --- | --- |\n{table}\n\n## Use\n\n{snippet}\n"
         "`davit.load` and the commands of davit take the folder, too.\n"
     )
 
 
-def _front_matter(header: Header, classifier: bool) -> str:
-    lines = ["library_name: transformers", "tags:", "- davit", "- vision"]
-    if classifier:
-        lines += ["- image-classification", "pipeline_tag: image-classification"]
-    else:
-        lines += ["- backbone", "pipeline_tag: image-feature-extraction"]
+def _front_matter(header: Header, classifier: bool, tags: Sequence[str]) -> str:
+    task = "image-classification" if classifier else "image-feature-extraction"
+    all_tags = dict.fromkeys(["davit", "vision", task, *tags])
+    lines = [
+        "library_name: transformers",
+        f"pipeline_tag: {task}",
+        "tags:",
+        *(f"- {json.dumps(tag)}" for tag in all_tags),
+    ]
     licence = header.provenance.get("licence")
     if isinstance(licence, str):
         lines.append(f"license: {json.dumps(licence.lower())}")
