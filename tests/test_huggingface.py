@@ -291,7 +291,7 @@ def test_a_folder_brings_its_own_code(folder: Path, tmp_path: Path) -> None:
         "import torch, transformers as t\n"
         f"model = t.AutoModelForImageClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)\n"
         f"processor = t.AutoImageProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)\n"
-        "print(type(model).__module__, type(processor).__module__, tuple(processor.size.values()))\n"
+        "print(type(model).__module__, type(processor).__module__, (processor.size.height, processor.size.width))\n"
         f"model.save_pretrained({str(tmp_path / 'again')!r})\n"
     )
     done = _run(use, tmp_path / "home")

@@ -92,6 +92,7 @@ def test_grey_and_transparent_arrays() -> None:
 
 def test_steps_can_be_left_out_and_settings_changed(tmp_path: Path) -> None:
     processor = hf.DaViTImageProcessor(size=(64, 64))
+    assert (processor.size.height, processor.size["width"]) == (64, 64)
     picture = Image.fromarray(pixels(97, 131))
     whole = processor(picture, do_resize=False, return_tensors="pt").pixel_values[0]
     assert torch.equal(whole, processor.preprocessing.tensor(picture))

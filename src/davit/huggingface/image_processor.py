@@ -12,7 +12,12 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, make_flat_list_of_images
+from transformers.image_utils import (
+    ChannelDimension,
+    SizeDict,
+    infer_channel_dimension_format,
+    make_flat_list_of_images,
+)
 from transformers.processing_utils import ImagesKwargs
 
 from davit.decoding import as_shown, read_image
@@ -63,6 +68,7 @@ class DaViTImageProcessor(BaseImageProcessor):
         usual = to_processor(Preprocessing(size=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD))
         values = _changed({**usual, **dict.fromkeys(_STEPS, True)}, settings)
         super().__init__(**{name: values[name] for name in (*_SETTINGS, *_STEPS)})
+        self.size = SizeDict(**values["size"])  # transformers' own are asked for .height and for ["height"]
 
     @classmethod
     def from_davit(cls, preprocessing: Preprocessing) -> "DaViTImageProcessor":
@@ -72,7 +78,7 @@ class DaViTImageProcessor(BaseImageProcessor):
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that the attributes describe."""
-        return from_processor(self.__dict__)
+        return from_processor(_changed(self.__dict__, {}))
 
     def preprocess(self, images: Any, *, return_tensors: Any = None, **changes: Any) -> BatchFeature:
         """Make pictures into `pixel_values`, (B, channels, height, width), float32.
@@ -139,6 +145,7 @@ def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         if name not in (*_SETTINGS, *_STEPS):
             raise unknown_name(f"setting of {PROCESSOR}", name, (*_SETTINGS, *_STEPS))
     merged = {**values, **{name: value for name, value in changes.items() if value is not None}}
+    merged["size"] = dict(merged["size"]) if isinstance(merged["size"], SizeDict) else merged["size"]
     return {**merged, **to_processor(from_processor(merged))}
 
 
