@@ -16,7 +16,7 @@ REMEDY = "name a folder that can be written in the variable XDG_CACHE_HOME"
 def check_cache() -> Iterator[Check]:
     """Engines, text matrices, remembered choices; and where downloaded weights lie."""
     folder = cache_folder().parent
-    yield _folder("cache", folder, REMEDY)
+    yield _folder("cache", folder, "what is kept there is made anew each time", REMEDY)
     yield _contents(folder)
     yield _choices(folder / "backends.json")
     yield _weights()
@@ -32,11 +32,9 @@ def writable(folder: Path) -> OSError | None:
         return error
 
 
-def _folder(name: str, folder: Path, remedy: str) -> Check:
+def _folder(name: str, folder: Path, loss: str, remedy: str) -> Check:
     if error := writable(folder):
-        told = (
-            f"{folder} cannot be written ({error.strerror or error}): what would be kept there is made anew each time"
-        )
+        told = f"{folder} cannot be written ({error.strerror or error}): {loss}"
         return Check(level="warning", name=name, told=told, remedy=remedy)
     there = next(place for place in (folder, *folder.parents) if place.exists())
     room = shutil.disk_usage(there).free
@@ -84,4 +82,5 @@ def _weights() -> Check:
     """Where `huggingface_hub` keeps what is downloaded."""
     from huggingface_hub import constants
 
-    return _folder("weights", Path(constants.HF_HUB_CACHE), "name a folder that can be written in the variable HF_HOME")
+    remedy = "name a folder that can be written in the variable HF_HOME"
+    return _folder("weights", Path(constants.HF_HUB_CACHE), "public weights cannot be downloaded", remedy)

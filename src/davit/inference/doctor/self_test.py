@@ -83,7 +83,9 @@ def _answer(model: Classifier, picture: bytes, scores: Tensor, backend: BackendN
         (found,) = predictor(picture, top=CLASSES)
         assert isinstance(found, Classification)
     except NativeError as error:  # how grave that is, the checks of the engine say
-        return Check(level="warning", name=name, told="the native engine cannot be had here", remedy=str(error))
+        return Check(
+            level="warning", name=name, told=str(error).partition(";")[0], remedy="davit doctor native tells more"
+        )
     except Exception as error:
         return failed(name, error, remedy)
     wanted = scores[list(found.indices)]
