@@ -133,7 +133,7 @@ def _architecture(name: str, config: DaViTConfig) -> list[str]:
         f"- windows of {config.window} x {config.window} positions",
         f"- merging convolutions of {merge}, stride 2; stem of 7 x 7, stride 4",
         f"- logits of channel attention divided by the square root of the number of {scale}",
-        f"- MLPs of {config.mlp_ratio:g} times the channels; a 3 x 3 depth-wise convolution before each MLP and attention",
+        f"- MLPs of {config.mlp_ratio:g} times the channels; a 3 x 3 depth-wise convolution before MLPs and attentions",
     ]
     return [*rows, "", *facts]
 
