@@ -118,19 +118,19 @@ def _summary(name: str, config: DaViTConfig) -> str:
 def _architecture(name: str, config: DaViTConfig) -> list[str]:
     size = IMAGE_SIZES[name]
     rows = [
-        f"| Stage | Stride | Map at {size} px | Channels | Heads and groups | Dual blocks | GMACs at {size} px |",
+        f"| Stage | Stride | Map at {size} px | Channels | Heads, groups | Dual blocks | GMACs at {size} px |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for stage, cost in enumerate(stage_costs(config, size, size)):
         side, width = map_size(size, stage), config.widths[stage]
         rows.append(
-            f"| {stage + 1} | {STRIDES[stage]} | {side} x {side} | {width} | {width // config.head_width} of "
-            f"{config.head_width} channels | {config.depths[stage]} | {cost.total / 1e9:,.2f} |"
+            f"| {stage + 1} | {STRIDES[stage]} | {side} x {side} | {width} | {width // config.head_width} | "
+            f"{config.depths[stage]} | {cost.total / 1e9:,.2f} |"
         )
     scale = "a group's channels (the paper)" if config.channel_scale == "channels" else "positions (Florence-2)"
     merge = "2 x 2" if config.merge_kernel == 2 else "3 x 3, overlapped"
     facts = [
-        f"- windows of {config.window} x {config.window} positions",
+        f"- windows of {config.window} x {config.window} positions; heads and groups of {config.head_width} channels",
         f"- merging convolutions of {merge}, stride 2; stem of 7 x 7, stride 4",
         f"- logits of channel attention divided by the square root of the number of {scale}",
         f"- MLPs of {config.mlp_ratio:g} times the channels; a 3 x 3 depth-wise convolution before MLPs and attentions",
