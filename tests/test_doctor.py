@@ -322,3 +322,12 @@ def test_formats_that_cannot_be_read_are_told(monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_topic_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "nativ"]) == 2
     assert "Did you mean 'native'" in capsys.readouterr().err
+
+
+def test_help_and_the_telling_process_import_no_torch() -> None:
+    script = (
+        "import sys, davit.cli.doctor, davit.inference.doctor.examine, davit.inference.doctor.check;"
+        "print({'torch', 'numpy', 'PIL', 'tyro'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
