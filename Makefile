@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 SEVERAL := --numprocesses auto --maxprocesses 4 --dist loadfile # tests of a file share what they made
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint bench site clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,5 +32,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/small_variants.py
 	$(BIN)/python benchmarks/native_engine.py
 
+site: $(STAMP)
+	$(BIN)/zensical build --clean --strict
+
 clean:
-	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist runs .cache .pytest_cache .ruff_cache

@@ -16,6 +16,7 @@ VERBS = {
     "convert": "turn a checkpoint into another format",
     "export": "turn a checkpoint into a file that other engines run, and prove that it computes the same",
     "models": "list models and public weights",
+    "doctor": "tell whether all of davit works here, and what is missing",
 }
 
 

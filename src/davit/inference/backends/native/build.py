@@ -36,7 +36,7 @@ def load_library() -> ctypes.CDLL:
         NativeError: no compiler, or it fails.
     """
     compiler = find_compiler()
-    path = cache_folder() / f"engine-{_key(compiler)}.so"
+    path = engine_file(compiler)
     if not path.exists():
         print("davit: compiling the native engine for this processor, once (some ten seconds)", file=sys.stderr)
         compile_library(SOURCE / "engine.cpp", path, compiler)
@@ -44,6 +44,11 @@ def load_library() -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NativeError(f"the native engine cannot be loaded ({error}); delete {path} to compile it anew") from error
+
+
+def engine_file(compiler: Sequence[str]) -> Path:
+    """Where the engine is kept that this compiler makes of this source for this processor."""
+    return cache_folder() / f"engine-{_key(compiler)}.so"
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -105,7 +110,7 @@ def source_key() -> str:
 
 
 def _source_digest() -> "hashlib._Hash":
-    digest = hashlib.sha256(_processor().encode() + b"\0")
+    digest = hashlib.sha256(processor_facts().encode() + b"\0")
     for path in sorted(SOURCE.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest
@@ -120,8 +125,8 @@ def _key(compiler: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _processor() -> str:
-    """The processor and what it can do, for libraries compiled for one crash on a lesser one."""
+def processor_facts() -> str:
+    """The processor and what it can do, as the system lists it: libraries compiled for one crash on a lesser one."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")

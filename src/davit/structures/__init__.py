@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from davit.colours import class_colour
+from davit.structures.html import show_classification, show_detections, show_embedding, show_segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,6 +125,8 @@ class Classification:
     scores: tuple[float, ...]
     source: str | None = field(default=None)
 
+    _repr_html_ = show_classification
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         top = zip(self.labels, self.indices, self.scores, strict=True)
@@ -154,6 +157,8 @@ class Detections:
     size: tuple[int, int]
     masks: "Tensor | None" = None
     source: str | None = None
+
+    _repr_html_ = show_detections
 
     def above(self, threshold: float) -> "Detections":
         """Only the objects that score at least `threshold`."""
@@ -235,6 +240,8 @@ class Segmentation:
     names: tuple[str, ...]
     source: str | None = None
 
+    _repr_html_ = show_segmentation
+
     def shares(self) -> dict[str, float]:
         """Share of the picture that each class found in it covers, largest first."""
         counts = self.classes.flatten().bincount(minlength=len(self.names)).double() / self.classes.numel()
@@ -271,6 +278,8 @@ class Embedding:
 
     vector: "Tensor"
     source: str | None = None
+
+    _repr_html_ = show_embedding
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; each number is exactly the float32 it was."""
