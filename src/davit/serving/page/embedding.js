@@ -47,14 +47,14 @@ function download({ embedding }, name) {
 
 function matrix(others) {
   const head = (scope, text) => el("th", { scope, title: text }, el("span", {}, text));
+  const all = others.map(({ result }) => others.map((other) => dot(result.embedding, other.result.embedding)));
+  const least = Math.min(...all.flat());
   const cell = (likeness) => {
     const made = el("td", {}, likeness.toFixed(2));
-    made.style.setProperty("--share", Math.max(0, likeness));
-    made.classList.toggle("full", likeness > 0.6);
+    made.style.setProperty("--share", (likeness - least) / (1 - least || 1));
     return made;
   };
-  const lines = others.map(({ item, result }) => el("tr", {}, head("row", item.name),
-    ...others.map((other) => cell(dot(result.embedding, other.result.embedding)))));
+  const lines = others.map(({ item }, index) => el("tr", {}, head("row", item.name), ...all[index].map(cell)));
   return el("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Similarity of all pictures" },
     el("table", {},
       el("caption", { className: "quiet" }, "Cosine of each pair of vectors"),

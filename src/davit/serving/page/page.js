@@ -92,8 +92,10 @@ function remove(item) {
 
 function mark(item) {
   const { state: now } = prediction(item);
+  const [sign, words] = { done: ["", ""], failed: ["\u2717 ", ", not answered"] }[now] ?? ["\u2026 ", ", waiting"];
   item.button.dataset.state = now;
-  $(".sign", item.button).textContent = { done: "", failed: "not answered: " }[now] ?? "\u2026 ";
+  item.button.ariaLabel = item.name + words;
+  $(".sign", item.button).textContent = sign;
 }
 
 function progress() {
