@@ -11,6 +11,7 @@ VERBS = {
     "predict": "name what is in images",
     "embed": "make a vector for each image or text",
     "search": "find what is most like a text or a picture among vectors",
+    "serve": "answer requests over HTTP, with a page to try it",
     "data": "check, show or shard images",
     "benchmark": "measure how fast data is loaded and models compute",
     "convert": "turn a checkpoint into another format",
