@@ -1,6 +1,7 @@
-// Draws the attention data of explorer.py (`sample_data`). A point is {y, x} in pixels of the sample's picture.
+// Draws the data of payload.py (`sample_data`). A point is {y, x} in pixels of the sample's picture.
 
 const DIMMED = 0.55; // light of the picture under heat
+const LAST_STRIDE = 32; // pixels of a position of the last map
 
 export function picture(source) {
   const image = new Image();
@@ -100,11 +101,49 @@ export function windowWords(stage, point) {
   return `brightest square: ${peak.toFixed(0)} %` + (lost >= 0.5 ? `, ${lost.toFixed(0)} % to padding` : "");
 }
 
-export function drawReceived(view, stage, sample, image, map, side = 448) {
-  const label = `Attention received at stage ${stage.stage + 1}`;
+// A map of heat over the picture; each of its positions covers a square of `stride` pixels.
+function drawHeat(view, sample, image, map, { side: [h, w], stride }, label, side, smooth) {
   const [pen, scale] = pictureCanvas(view, sample, image, label, side, DIMMED);
-  const unit = stage.stride * scale;
-  pen.drawImage(map, 0, 0, stage.side[1] * unit, stage.side[0] * unit);
+  pen.imageSmoothingEnabled = smooth;
+  pen.drawImage(map, 0, 0, w * stride * scale, h * stride * scale);
+  return [pen, scale];
+}
+
+export function drawReceived(view, stage, sample, image, map, side = 448) {
+  drawHeat(view, sample, image, map, stage, `Attention received at stage ${stage.stage + 1}`, side, false);
+}
+
+// Grad-CAM at one of its maps; the box is that of a detector's object.
+export function drawCam(view, cam, stage, sample, image, map, side = 448) {
+  const label = `Grad-CAM of ${cam.label} at stage ${stage + 1}`;
+  const [pen, scale] = drawHeat(view, sample, image, map, cam.maps[stage], label, side, true);
+  if (!cam.box) return;
+  const [left, top, right, bottom] = cam.box.map((edge) => edge * scale);
+  outline(pen, left, top, right - left, bottom - top, true);
+}
+
+export function drawRolloutMean(view, rollout, sample, image, map, side = 448) {
+  const cells = { side: rollout.cells, stride: rollout.stride };
+  drawHeat(view, sample, image, map, cells, "Rollout, the mean over all positions", side, false);
+}
+
+// The position of the last map under the point, and where in the picture it comes from.
+export function drawRollout(view, rollout, sample, image, tiles, point, side = 448) {
+  const [row, column] = rolloutQuery(rollout, point), [h, w] = rollout.tile;
+  const label = `Rollout of row ${row.token + 1}, column ${column.token + 1}`;
+  const [pen, scale] = pictureCanvas(view, sample, image, label, side, DIMMED);
+  const unit = rollout.stride * scale, size = LAST_STRIDE * scale;
+  pen.drawImage(tiles, column.index * w, row.index * h, w, h, 0, 0, rollout.cells[1] * unit, rollout.cells[0] * unit);
+  outline(pen, column.token * size, row.token * size, size, size, true);
+}
+
+export function rolloutQuery(rollout, point) {
+  const along = (pixel, stored) => {
+    const wanted = Math.floor(pixel / LAST_STRIDE), far = (token) => Math.abs(token - wanted);
+    const index = stored.reduce((best, token, i) => (far(token) < far(stored[best]) ? i : best), 0);
+    return { index, token: stored[index] };
+  };
+  return [along(point.y, rollout.rows), along(point.x, rollout.columns)];
 }
 
 // The picture with the position under the point outlined.

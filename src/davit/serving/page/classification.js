@@ -4,6 +4,8 @@ import { el, list, percent, row } from "./dom.js";
 
 export const parameters = () => ({ top: 5 });
 
+export const classesOf = (result) => result.top;
+
 export const asAsked = (answer) => answer;
 
 export function summary({ top }) {
@@ -14,7 +16,7 @@ export function show({ result, sheet, panel, explain }) {
   const rows = result.top.map(({ label, score }) => row(label, percent(score), score));
   rows.forEach((each, index) => {
     each.disabled = !explain;
-    each.onclick = () => explain(result.top[index].label);
+    each.onclick = () => explain(result.top[index].index);
   });
   sheet.append(el("p", { className: "tag best" }, summary({ top: result.top.slice(0, 1) })));
   panel.append(el("h2", {}, "Most likely classes"), list(rows, "Classes"));

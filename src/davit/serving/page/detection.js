@@ -9,6 +9,8 @@ const MOST_NAMED = 12; // more names at once hide the picture; then only the lit
 // All objects are asked for, so that the threshold moves without another question.
 export const parameters = (settings, curl) => ({ threshold: curl ? settings.threshold : 0 });
 
+export const classesOf = (result) => result.objects;
+
 export function asAsked(answer, { threshold }) {
   const above = (result) => ({ ...result, objects: result.objects.filter(({ score }) => score >= threshold) });
   return { ...answer, results: answer.results.map(above) };

@@ -4,6 +4,8 @@ import { el, list, plural, row } from "./dom.js";
 
 export const parameters = () => ({});
 
+export const classesOf = () => [];
+
 export const asAsked = (answer) => answer;
 
 export function summary({ embedding }) {

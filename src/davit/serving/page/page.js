@@ -13,7 +13,7 @@ const TASKS = { classification, detection, segmentation, embedding };
 const LONG = 240; // characters of a data URI that are not worth showing
 
 const settings = { threshold: 0.5, opacity: 0.6 };
-const state = { models: [], model: null, items: [], current: null, view: "result", label: null };
+const state = { models: [], model: null, items: [], current: null, view: "result", class: null };
 const api = new Api(askKey);
 const asking = new Asking(api, answered);
 let attentionView = null;
@@ -26,7 +26,7 @@ function predictAddress(curl = false) {
 }
 
 function explainAddress() {
-  return address("explain", state.model.name, state.label === null ? {} : { class: state.label });
+  return address("explain", state.model.name, state.class === null ? {} : { class: state.class });
 }
 
 function prediction(item, first = false) {
@@ -174,7 +174,8 @@ async function showAttention(item) {
   problem.replaceChildren();
   if (entry.state !== "done") return showState(problem, entry, () => asking.again(item, where));
   const view = await attention();
-  await view.show(entry.answer, prediction(item).answer?.results?.[0].top?.map(({ label }) => label) ?? []);
+  const result = prediction(item).answer?.results?.[0];
+  await view.show(entry.answer, result ? TASKS[state.model.kind].classesOf(result) : []);
 }
 
 // The drawing of attention is only there, and only fetched, where a model can be explained.
@@ -183,8 +184,8 @@ async function attention() {
   return attentionView;
 }
 
-async function explainClass(label) {
-  state.label = label;
+async function explainClass(index) {
+  state.class = index;
   state.view = "attention";
   show();
   (await attention()).showLayer("cam");
@@ -235,7 +236,7 @@ async function start() {
 }
 
 function chooseModel(model) {
-  Object.assign(state, { model, label: null });
+  Object.assign(state, { model, class: null });
   about();
   if (state.current) prediction(state.current, true);
   state.items.forEach(mark);

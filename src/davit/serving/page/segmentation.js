@@ -5,6 +5,8 @@ import { layer, pixelAt } from "./picture.js";
 
 export const parameters = () => ({ map: 1 });
 
+export const classesOf = () => [];
+
 export const asAsked = (answer) => answer;
 
 export function summary({ classes }) {
