@@ -219,7 +219,8 @@ function shorten(value) {
 
 async function start() {
   try {
-    const answer = await api.ask("/v1/models");
+    const busy = () => { $("#about").textContent = "The server is still loading its models."; };
+    const answer = await api.ask("/v1/models", { busy });
     state.models = answer.models;
     state.model = answer.models.find(({ name }) => name === answer.default) ?? answer.models[0];
   } catch (error) {
