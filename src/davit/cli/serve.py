@@ -98,6 +98,7 @@ def main(arguments: list[str]) -> int:
             json: Log and tell in lines of JSON.
         """
         _require()
+        from davit.explain.page import drawing_script
         from davit.inference.zero_shot import parse_labels
         from davit.serving.limits import Limits
         from davit.serving.metrics import Metrics
@@ -141,7 +142,9 @@ def main(arguments: list[str]) -> int:
         )
         keys = _keys(api_keys) if api_keys else []
         _log_to_stderr(json=json)
-        service = Service(limits=limits, metrics=Metrics(), explain=_explainer(), workers=workers)
+        service = Service(
+            limits=limits, metrics=Metrics(), explain=_explainer(), drawing=drawing_script(), workers=workers
+        )
         service.default = _default(default, sources)
         taken = open_socket(host, port)
         address = address_of(taken)
@@ -204,17 +207,9 @@ def _explainer() -> "Explain":
     """What explains a picture, imported when it is first asked for."""
 
     def explain(model: "nn.Module", picture: "Image", class_index: int | None) -> dict[str, Any]:
-        from davit.explain import drawing, explorer
-        from davit.explain.attention import record_attention
-        from davit.preprocessing import Preprocessing
+        from davit.explain.explanation import explain_picture
 
-        preprocessing = model.preprocessing
-        assert isinstance(preprocessing, Preprocessing)
-        pixels = preprocessing(picture)
-        record = record_attention(model, pixels)  # type: ignore[bad-argument-type]
-        image = drawing.picture(pixels, preprocessing)
-        name = "" if class_index is None else str(class_index)
-        return explorer.sample_data(explorer.Explained(image=image, name=name, right=True, record=record))
+        return explain_picture(model, picture, class_index=class_index)
 
     return explain
 

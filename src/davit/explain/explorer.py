@@ -1,128 +1,56 @@
-"""The attention part of the report: pictures for one sample and position, and the data to show any other.
+"""The parts of a page in which one looks at explained pictures, drawn for the first of them and its middle position."""
 
-A visitor's browser only copies tiles from sprites (few-colour PNGs), so the page needs no colour code and little data.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
 
 from davit.explain import drawing
-from davit.explain.attention import AttentionRecord, StageChannels, StageWindows
+from davit.explain.attention_maps import BlockChannels, BlockWindows
+from davit.explain.explained import Explained
+from davit.explain.payload import channel_maps, sample_data
 
-MOST_QUERIES = 28  # per side; a larger map offers every second query, or third
-MOST_HEADS = 8
-MOST_GROUPS = 8
+ATTENTION_BYTES = 3_000_000
 CHANNELS_SHOWN = 8
-MOST_CHANNEL_SIDE = 56
-LEVELS = 16
 SHOWN_SIDE = 288  # pixels of the pictures that stand in the page without scripts
 
 
-@dataclass(frozen=True, kw_only=True)
-class Explained:
-    """One sample with its attention.
-
-    Attributes:
-        image: what the model saw.
-        name: what to call the sample.
-        right: whether the model named it correctly.
-        record: the attention in it.
-    """
-
-    image: Image.Image
-    name: str
-    right: bool
-    record: AttentionRecord
+def within_budget(samples: Iterable[Explained]) -> list[tuple[Explained, dict[str, Any]]]:
+    """Explained pictures with their payloads, until the payloads have filled `ATTENTION_BYTES`; at least one."""
+    found: list[tuple[Explained, dict[str, Any]]] = []
+    size = 0
+    for sample in samples:
+        payload = sample_data(sample)
+        size += len(json.dumps(payload))
+        if found and size > ATTENTION_BYTES:
+            break
+        found.append((sample, payload))
+    return found
 
 
-def sample_data(sample: Explained) -> dict[str, Any]:
-    """All the browser needs to draw a sample, as JSON values."""
-    return {
-        "name": sample.name,
-        "right": sample.right,
-        "image": drawing.data_uri(sample.image),
-        "width": sample.image.width,
-        "height": sample.image.height,
-        "windows": [window_data(stage) for stage in sample.record.windows],
-        "channels": [channel_data(stage) for stage in sample.record.channels],
-    }
-
-
-def window_data(stage: StageWindows) -> dict[str, Any]:
-    """The tiles of a lattice of queries: the mean over heads, then single heads below it."""
-    (H, W), P = stage.side, stage.window
-    step = -(-max(H, W) // MOST_QUERIES)
-    rows, columns = lattice(H, step), lattice(W, step)
-    tiles = stage.tiles(rows, columns)  # (rows, columns, heads, P, P)
-    inside = [(i[:, None] // P * P + torch.arange(P)) < side for i, side in ((rows, H), (columns, W))]
-    real = tiles * (inside[0][:, None, None, :, None] & inside[1][None, :, None, None, :])
-    mean = real.mean(2, keepdim=True)
-    shown = torch.cat([mean, real[:, :, :MOST_HEADS]], 2)
-    shown = shown / shown.amax((3, 4), keepdim=True).clamp_min(1e-12)
-    sheet = shown.permute(2, 0, 3, 1, 4).reshape(-1, len(columns) * P)
-    padding = 1.0 - mean.sum((2, 3, 4))
-    return {
-        "stage": stage.stage,
-        "side": [H, W],
-        "stride": stage.stride,
-        "window": P,
-        "step": step,
-        "rows": rows.tolist(),
-        "columns": columns.tolist(),
-        "heads": stage.num_heads,
-        "shown": shown.shape[2] - 1,
-        "sprite": drawing.data_uri(drawing.sprite(sheet, LEVELS, see_through=True)),
-        "peak": percents(mean.amax((2, 3, 4))),
-        "padding": percents(padding) if bool((padding > 1e-4).any()) else None,
-        "received": drawing.data_uri(drawing.sprite(drawing.unit(stage.received()), LEVELS, see_through=True)),
-    }
-
-
-def channel_data(stage: StageChannels) -> dict[str, Any]:
-    """The affinity of each group side by side, and the maps of its most energetic channels."""
-    shown = min(MOST_GROUPS, len(stage.affinity))
-    affinity = stage.affinity[:shown]
-    affinity = affinity / affinity.amax((1, 2), keepdim=True)
-    chosen = [stage.energetic(group, CHANNELS_SHOWN) for group in range(shown)]
-    maps = torch.stack([channel_maps(stage, group, chosen[group]) for group in range(shown)])  # (groups, 2, n, h, w)
-    h, w = maps.shape[-2:]
-    return {
-        "stage": stage.stage,
-        "groups": len(stage.affinity),
-        "shown": shown,
-        "channels": affinity.shape[-1],
-        "side": [h, w],
-        "chosen": chosen,
-        "affinity": drawing.data_uri(drawing.sprite(affinity.transpose(0, 1).flatten(1), 64)),
-        "maps": drawing.data_uri(drawing.sprite(maps.permute(0, 1, 3, 2, 4).flatten(3).flatten(0, 2), LEVELS)),
-    }
-
-
-def channel_maps(stage: StageChannels, group: int, chosen: Sequence[int]) -> Tensor:
-    """Magnitudes of channels before and after the attention, each over its own largest: (2, chosen, h, w)."""
-    maps = torch.stack([stage.values[group, chosen], stage.attended[group, chosen]]).abs()
-    H, W = maps.shape[-2:]
-    if max(H, W) > MOST_CHANNEL_SIDE:
-        scale = MOST_CHANNEL_SIDE / max(H, W)
-        maps = F.interpolate(maps, (max(1, int(H * scale)), max(1, int(W * scale))), mode="area")
-    return maps / maps.amax((2, 3), keepdim=True).clamp_min(1e-12)
-
-
-def lattice(side: int, step: int) -> Tensor:
-    """The middle of every run of `step` positions."""
-    return (torch.arange(0, side, step) + step // 2).clamp_max(side - 1)
-
-
-def percents(shares: Tensor) -> list[list[float]]:
-    """Shares as percent, rounded for the page."""
-    return [[round(100 * share, 1) for share in row] for row in shares.tolist()]
+def explained_sections(explained: Sequence[tuple[Explained, object]]) -> dict[str, tuple[str, str]]:
+    """Sections in which a reader looks at some pictures and what explains them."""
+    samples = [sample for sample, _ in explained]
+    if not samples:
+        return {}
+    sections: dict[str, tuple[str, str]] = {}
+    buttons = sample_buttons(samples)
+    if samples[0].record.windows:
+        told = (
+            "<p>At each stage, every position of the picture looks only at the positions in its own window. Choose a "
+            "position: the bright squares are what it draws on. Later stages see coarser, wider windows.</p>"
+        )
+        sections["windows"] = ("Window attention", told + buttons + window_section(samples[0]))
+    if samples[0].record.channels:
+        told = (
+            "<p>Here each channel of the network, a picture of its own, is mixed with the other channels of its group, "
+            "over the whole image at once. In the affinity matrix, a row says which channels (columns) a channel takes "
+            "from: bright means much.</p>"
+        )
+        sections["channels"] = ("Channel attention", told + buttons + channel_section(samples[0]))
+    return sections
 
 
 def window_section(sample: Explained) -> str:
@@ -171,7 +99,7 @@ def _size(sample: Explained) -> int:
     return max(1, SHOWN_SIDE // max(sample.image.size))
 
 
-def _window_figure(sample: Explained, stage: StageWindows, index: int) -> str:
+def _window_figure(sample: Explained, stage: BlockWindows, index: int) -> str:
     (H, W), P, scale = stage.side, stage.window, _size(sample)
     seen = stage.at_pixel(sample.image.height // 2, sample.image.width // 2)
     drawn = drawing.overlay(sample.image, drawing.unit(seen.mean), stage.stride, scale=scale)
@@ -195,7 +123,7 @@ def _says(peak: float, padding: float) -> str:
     return f"brightest square: {100 * peak:.0f} %{lost}"
 
 
-def _received_figure(sample: Explained, stage: StageWindows, index: int) -> str:
+def _received_figure(sample: Explained, stage: BlockWindows, index: int) -> str:
     drawn = drawing.overlay(sample.image, drawing.unit(stage.received()), stage.stride, scale=_size(sample))
     return (
         f'<figure class="stage" data-received="{index}"><div class="view"><img src="{drawing.data_uri(drawn)}" '
@@ -204,7 +132,7 @@ def _received_figure(sample: Explained, stage: StageWindows, index: int) -> str:
     )
 
 
-def _channel_block(sample: Explained, stage: StageChannels, index: int) -> str:
+def _channel_block(sample: Explained, stage: BlockChannels, index: int) -> str:
     groups, D, H, W = stage.attended.shape
     chosen = stage.energetic(0, CHANNELS_SHOWN)
     matrix = drawing.enlarge(drawing.heat(drawing.unit(stage.affinity[0])), 192)
@@ -217,7 +145,7 @@ def _channel_block(sample: Explained, stage: StageChannels, index: int) -> str:
     )
 
 
-def _channel_pictures(stage: StageChannels, chosen: Sequence[int]) -> str:
+def _channel_pictures(stage: BlockChannels, chosen: Sequence[int]) -> str:
     if stage.attended.shape[2:] == (1, 1):
         return '<p class="quiet">The map is a single position here, so a channel is one number and has no picture.</p>'
     tiles = [drawing.enlarge(drawing.heat(tile), 72) for row in channel_maps(stage, 0, chosen) for tile in row]

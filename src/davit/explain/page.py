@@ -29,8 +29,13 @@ def make_page(title: str, lead: str, sections: Mapping[str, tuple[str, str]], da
         style=_asset("page.css"),
         sections="\n".join(bodies),
         attention=_script_json(data),
-        script=_asset("page.js"),
+        script=f"{drawing_script()}\n{_asset('page.js')}",
     )
+
+
+def drawing_script() -> str:
+    """The JavaScript module that draws the data of `sample_data`; the page's own script follows it in one element."""
+    return _asset("attention.js")
 
 
 def _script_json(value: object) -> str:

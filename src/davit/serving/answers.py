@@ -72,7 +72,13 @@ def _objects(
         part = _part(output, slice(first, first + step))
         (result,) = read_outputs("detection", [part], [prepared], backend.classes, wanted.top)
         values["objects"] += result.to_json()["objects"]
+    values["colours"] = {each["label"]: _colour(each["index"]) for each in values["objects"]}
     return values
+
+
+def _colour(index: int) -> str:
+    """The colour of a class as CSS writes it."""
+    return "#{:02x}{:02x}{:02x}".format(*class_colour(index))
 
 
 def _part(output: DetectorOutput, which: Tensor | slice) -> DetectorOutput:
@@ -83,8 +89,8 @@ def _part(output: DetectorOutput, which: Tensor | slice) -> DetectorOutput:
 def _map(result: Segmentation) -> dict[str, Any]:
     stream = BytesIO()
     result.to_png(stream)
-    colours = {name: class_colour(index) for index, name in enumerate(result.names)}
+    colours = {name: _colour(index) for index, name in enumerate(result.names)}
     return {
         "map": f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}",
-        "colours": {name: "#{:02x}{:02x}{:02x}".format(*colours[name]) for name in result.shares()},
+        "colours": {name: colours[name] for name in result.shares()},
     }

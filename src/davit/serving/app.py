@@ -1,7 +1,6 @@
 """The routes."""
 
-from collections.abc import Sequence
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp
 
 from davit import __version__
 from davit.serving.answers import Wanted
+from davit.serving.assets import page_files
 from davit.serving.errors import Problem, ProblemError
 from davit.serving.gate import Gate, patience
 from davit.serving.intake import drain
@@ -23,11 +23,6 @@ _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
-_PAGE = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
 _REFUSED = (
     "unauthorised",
     "unknown_model",
@@ -59,9 +54,10 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> ASGIApp:
     )
     _add_answers(app, service)
     _add_states(app, service)
-    _add_page(app)
+    page = page_files(service.drawing)
+    _add_page(app, page)
     _add_errors(app, service)
-    return Gate(app, service, keys)
+    return Gate(app, service, keys, page=page)
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
@@ -139,18 +135,15 @@ def _state(state: str, *, ok: bool) -> Response:
     return JSONResponse({"status": state}, status_code=200 if ok else 503)
 
 
-def _add_page(app: FastAPI) -> None:
-    folder = files("davit.serving") / "page"
-
-    def add(path: str, name: str, kind: str) -> None:
+def _add_page(app: FastAPI, page: Mapping[str, tuple[bytes, str]]) -> None:
+    def add(path: str, content: bytes, kind: str) -> None:
         @app.get(path, include_in_schema=False)
-        async def page() -> Response:
+        async def file() -> Response:
             headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
-            return Response((folder / name).read_bytes(), media_type=kind, headers=headers)
+            return Response(content, media_type=kind, headers=headers)
 
-    for path, (name, kind) in _PAGE.items():
-        if (folder / name).is_file():
-            add(path, name, kind)
+    for path, (content, kind) in page.items():
+        add(path, content, kind)
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:

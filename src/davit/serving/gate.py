@@ -5,7 +5,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 access_log = logging.getLogger(f"{__name__}.access")
 
 POSTS = ("/v1/predict", "/v1/embed", "/v1/explain")
-ROUTES = (*POSTS, "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json", "/", "/page.css", "/page.js")
-OPEN = ("/healthz", "/readyz", "/", "/page.css", "/page.js")  # whatever the keys
+ROUTES = (*POSTS, "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
+OPEN = ("/healthz", "/readyz")  # whatever the keys, as the page is
 _GONE = 499  # what logs and metrics say of a request whose client left, as nginx does
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
@@ -29,15 +29,16 @@ _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-r
 class Gate:
     """Stands before the application."""
 
-    def __init__(self, app: ASGIApp, service: Service, keys: Sequence[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keys: Sequence[str] = (), *, page: Container[str] = ()) -> None:
         """Guard an application.
 
         Args:
             app: the application.
             service: says whether there is room.
             keys: any of which a request must bring; none lets everyone in.
+            page: paths of the page.
         """
-        self._app, self._service = app, service
+        self._app, self._service, self._page = app, service, page
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +53,7 @@ class Gate:
             await self._pass(scope, receive, passage)
         finally:
             metrics.in_flight.dec()
-            route = scope["path"] if scope["path"] in ROUTES else "other"
+            route = "page" if scope["path"] in self._page else scope["path"] if scope["path"] in ROUTES else "other"
             seconds = time.monotonic() - passage.begun
             metrics.requests.labels(route, str(passage.status)).inc()
             metrics.seconds.labels(route).observe(seconds)
@@ -90,7 +91,7 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         path, headers = scope["path"], Headers(scope=scope)
-        if self._keys and path not in OPEN and not self._known(headers):
+        if self._keys and path not in OPEN and path not in self._page and not self._known(headers):
             raise ProblemError(
                 "unauthorised", "a key is needed: send it as Authorization: Bearer KEY, or as X-API-Key: KEY"
             )

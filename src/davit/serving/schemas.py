@@ -85,6 +85,7 @@ class DetectionAnswer(Answered):
 
     kind: Literal["detection"]
     objects: list[Found]
+    colours: dict[str, str] = Field(description="#rrggbb of each class found, the same in every picture")
 
 
 class SegmentationAnswer(Answered):

@@ -40,6 +40,7 @@ class Service:
         limits: of requests.
         metrics: what is counted.
         explain: makes JSON values of a model, a picture and a class; None where explanations are not offered.
+        drawing: the JavaScript module with which the page draws what `explain` makes.
         workers: threads that decode; None for one for each processor, at most eight.
         models: by name; empty until they are loaded.
         default: the name that a request without one means.
@@ -50,6 +51,7 @@ class Service:
     limits: Limits
     metrics: Metrics
     explain: Explain | None = None
+    drawing: str = ""
     workers: int | None = None
     models: dict[str, ServedModel] = field(default_factory=dict)
     default: str = ""
