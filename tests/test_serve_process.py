@@ -43,6 +43,7 @@ def process(*arguments: str, errors: Path) -> Generator[tuple[subprocess.Popen[s
                 server.kill()
 
 
+@pytest.mark.slow
 def test_stopped_under_load_it_answers_what_it_accepted_and_is_gone_within_ten_seconds(tmp_path: Path) -> None:
     """Before that a file is exchanged by SIGHUP, under the same load."""
     path = small_classifier(tmp_path / "m.safetensors", TINY, names="abcde")
