@@ -179,7 +179,7 @@ def _named(models: Sequence[str]) -> list[tuple[str, str]]:
         name, equals, source = given.partition("=")
         if not equals or not _NAME.fullmatch(name) or Path(given).exists():
             name, source = Path(given).stem if Path(given).exists() else given, given
-        if not source or not name:
+        if not source or not name or given.startswith("="):
             raise ValueError(f"--model is a file, a name of davit models, or NAME=MODEL; got {given!r}")
         if name in found:
             raise ValueError(f"two models are called {name}: name them, --model a={found[name]} --model b={source}")

@@ -122,7 +122,9 @@ class Batcher:
             why = f"an answer of {self._name} would take about {self.expected():.1f} s"
         else:
             return
-        raise ProblemError("overloaded", f"{why}: try again later, or send less", retry_after=self.expected() or 1)
+        raise ProblemError(
+            "overloaded", f"{why}: try again later, or send less", retry_after=min(self.expected() or 1, patience)
+        )
 
     async def compute(self, backend: Backend, pixels: Tensor, call: Call) -> Any:
         """Return the backend's output for one prepared picture (C, H, W), of a batch of 1.
@@ -210,8 +212,9 @@ class Batcher:
                 _log.error("%s failed on a batch of %d: %r", self._name, len(works), error)
         now = time.monotonic()
         if works[0].pixels is not None:
-            # Not from `started`: where decoding holds the batches up, it is what limits the rate.
-            spent = (now - max(self._last_done, works[0].call.accepted)) / len(works)
+            # While there was no pause, from one end to the next: it may be decoding that limits the rate.
+            begun = self._last_done if self._last_done > works[0].call.accepted else started
+            spent = (now - begun) / len(works)
             self._seconds = spent if not self._seconds else (1 - _MEMORY) * self._seconds + _MEMORY * spent
             self._observer.batch(len(works), now - started, failed=failed)
         self._last_done = now

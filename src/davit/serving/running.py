@@ -29,6 +29,8 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises:
         ValueError: it is taken, or not of this machine.
     """
+    if not 0 <= port <= 65_535:
+        raise ValueError(f"a port lies in 0 to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         taken = socket.socket(family, kind, protocol)
@@ -97,7 +99,8 @@ class GracefulServer(Server):
             server.close()
         await asyncio.sleep(_QUIET)
         await super().shutdown(sockets)
-        _log.info("all that was accepted is answered")
+        if self.signal:
+            _log.info("ended")
 
 
 def serve(
@@ -139,8 +142,12 @@ def serve(
         timeout_graceful_shutdown=1,
     )
     server = GracefulServer(config, service)
+    usual = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
-    return asyncio.run(_run(server, service, loader, sources, taken, tell, ready))
+    try:
+        return asyncio.run(_run(server, service, loader, sources, taken, tell, ready))
+    finally:
+        sys.setswitchinterval(usual)
 
 
 async def _run(
