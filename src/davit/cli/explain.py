@@ -122,9 +122,10 @@ def main(arguments: list[str]) -> int:
         subject = open_subject(model, asked, variant=variant, size=size, device=device)
         given = [each.strip() for each in blocks.split(",") if each.strip()]
         chosen: Blocks = (
-            "all" if given == ["all"] else "last" if given == ["last"] else places_of(given, subject.depths)
+            "all" if given == ["all"] else "last" if given == ["last"] else places_of(given, subject.backbone.depths)
         )
-        places(subject.depths, chosen)
+        widths = [subject.backbone.widths[stage] for stage, _ in places(subject.backbone.depths, chosen)]
+        stills.check(widths, subject.backbone.head_width)
         job = _Job(
             subject=subject,
             blocks=chosen,

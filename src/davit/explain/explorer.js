@@ -78,9 +78,13 @@ function explore() {
     outline(pen, column.token * unit, row.token * unit, unit, unit, true);
   });
 
-  const rollouts = (sample, image) => all("[data-rollout=position] .view").map(async (view) => {
+  const range = (figure, [low, high]) => {
+    $(".says", figure).textContent = `dark ${low.toFixed(2)}, bright ${high.toFixed(2)} times an even share`;
+  };
+
+  const rollouts = (sample, image) => all("[data-rollout=position]").map(async (figure) => {
     const tiles = await sprite(sample.rollout, "tiles");
-    return () => { drawRollout(view, sample.rollout, sample, state, image, tiles); };
+    return () => range(figure, drawRollout($(".view", figure), sample.rollout, sample, state, image, tiles));
   });
 
   const received = (sample, image) => all("[data-received]").map(async (figure) => {
@@ -91,9 +95,12 @@ function explore() {
     };
   });
 
-  const means = (sample, image) => all("[data-rollout=mean] .view").map(async (view) => {
+  const means = (sample, image) => all("[data-rollout=mean]").map(async (figure) => {
     const map = await sprite(sample.rollout, "image"), label = "Mean rollout of all positions";
-    return () => { drawMap(view, sample, image, map, sample.rollout.cells, sample.rollout.stride, label); };
+    return () => {
+      drawMap($(".view", figure), sample, image, map, sample.rollout.cells, sample.rollout.stride, label);
+      range(figure, sample.rollout.range);
+    };
   });
 
   const channels = (sample) => all("[data-channel]").map(async (block) => {
@@ -167,6 +174,7 @@ function explore() {
     state.x *= sample.width / old.width;
     Object.assign(state, { sample: index, pinned: [state.y, state.x], target: 0, token: {} });
     all(".samples").forEach((strip) => press(all("button", strip), index));
+    all("[data-name]").forEach((title) => { title.textContent = sample.name; });
     addTargets();
     draw(everything);
   }

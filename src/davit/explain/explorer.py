@@ -114,13 +114,23 @@ def rollout_section(sample: Explained, rollout: PictureRollout) -> str:
         ("mean", rollout.mean, "The mean", "over all positions of the last map"),
     )
     figures = "".join(
-        f'<figure class="stage wide" data-rollout="{key}"><div class="view">'
-        f'<img src="{drawing.data_uri(drawing.overlay(sample.image, drawing.unit(x), 4, scale=scale_of(sample)))}" '
-        f'alt="Rollout"></div><figcaption><strong>{name}</strong>{told}</figcaption></figure>'
+        f'<figure class="stage wide" data-rollout="{key}"><div class="view"><img src="{_rolled(sample, x)}" '
+        f'alt="Rollout"></div><figcaption><strong>{name}</strong>{told}<br><span class="says">{_range(x)}</span>'
+        "</figcaption></figure>"
         for key, x, name, told in shown
     )
     asks = "The outlined square is where one looks."
     return f'<div class="explorer">{pad(sample, asks)}<div><div class="stages">{figures}</div></div></div>'
+
+
+def _rolled(sample: Explained, shares: Tensor) -> str:
+    drawn = drawing.overlay(sample.image, drawing.stretched(shares), STRIDES[0], scale=scale_of(sample))
+    return drawing.data_uri(drawn)
+
+
+def _range(shares: Tensor) -> str:
+    low, high = (shares.numel() * float(edge) for edge in shares.aminmax())
+    return f"dark {low:.2f}, bright {high:.2f} times an even share"
 
 
 def sample_buttons(samples: Sequence[Explained]) -> str:

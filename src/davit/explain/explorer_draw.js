@@ -96,6 +96,7 @@ function drawRollout(view, rollout, sample, at, image, tiles) {
   const [h, w] = rollout.tile, unit = rollout.stride * scale;
   pen.drawImage(tiles, j * w, i * h, w, h, 0, 0, rollout.cells[1] * unit, rollout.cells[0] * unit);
   outline(pen, column * 32 * scale, row * 32 * scale, 32 * scale, 32 * scale, true);
+  return rollout.ranges[i][j];
 }
 
 // The affinity of a group, and the row of the chosen channel in it.

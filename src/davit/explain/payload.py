@@ -154,12 +154,14 @@ def cam_data(cam: Cam) -> dict[str, Any]:
 
 
 def rollout_data(rollout: PictureRollout, detail: Detail) -> dict[str, Any]:
-    """The mean, and a tile for each position of a lattice on the last map."""
+    """The mean, and a tile for each position of a lattice on the last map; ranges are in even shares of the cells."""
     tiles = _within(rollout.tiles, detail.map_side)
-    tiles = tiles / tiles.amax((2, 3), keepdim=True)
     h, w = tiles.shape[-2:]
+    sheet = torch.stack([drawing.stretched(tile) for tile in tiles.flatten(0, 1)]).view_as(tiles)
+    even = rollout.mean.numel()
     return {
-        "image": _heat(drawing.unit(rollout.mean), CAM_LEVELS),
+        "image": _heat(drawing.stretched(rollout.mean), CAM_LEVELS),
+        "range": [round(even * float(edge), 2) for edge in (rollout.mean.min(), rollout.mean.max())],
         "cells": list(rollout.mean.shape),
         "stride": STRIDES[0],
         "side": list(rollout.side),
@@ -167,7 +169,10 @@ def rollout_data(rollout: PictureRollout, detail: Detail) -> dict[str, Any]:
         "rows": rollout.rows.tolist(),
         "columns": rollout.columns.tolist(),
         "tile": [h, w],
-        "tiles": _heat(tiles.transpose(1, 2).reshape(-1, len(rollout.columns) * w).float()),
+        "tiles": _heat(sheet.transpose(1, 2).reshape(-1, len(rollout.columns) * w)),
+        "ranges": [
+            [[round(even * float(edge), 2) for edge in tile.aminmax()] for tile in row] for row in rollout.tiles
+        ],
     }
 
 

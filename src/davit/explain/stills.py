@@ -1,5 +1,6 @@
 """Explanations of one picture as PNG files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,17 @@ class Stills:
         if self.stage is not None and not 0 <= self.stage < len(STRIDES):
             raise ValueError(f"there are maps of the stages 1 to {len(STRIDES)}, and none of stage {self.stage + 1}")
 
+    def check(self, widths: Sequence[int], head_width: int) -> None:
+        """Refuse a head or group that no block of these widths has; blocks with fewer are left out.
+
+        Raises:
+            ValueError: which, and how many there are.
+        """
+        most = max(widths) // head_width
+        for name in ("head", "group"):
+            if (getattr(self, name) or 1) > most:
+                raise ValueError(f"the blocks shown have up to {most} {name}s, and no {name} {getattr(self, name)}")
+
 
 def write_stills(sample: Explained, stills: Stills, folder: Path) -> list[Path]:
     """Draw an explained picture into a folder, which is made.
@@ -53,7 +65,6 @@ def write_stills(sample: Explained, stills: Stills, folder: Path) -> list[Path]:
         folder: where to.
 
     Raises:
-        ValueError: a head or group that a block does not have.
         OSError: a file cannot be written.
     """
     drawn: dict[str, Image.Image] = {"picture": sample.image}
@@ -64,14 +75,18 @@ def write_stills(sample: Explained, stills: Stills, folder: Path) -> list[Path]:
     if sample.cams:
         drawn["grad_cam_maps"] = _cam_sheet(sample)
     if sample.rollout:
-        drawn["rollout_mean"] = _over(sample, sample.rollout.mean, STRIDES[0])
+        drawn["rollout_mean"] = _rolled(sample, sample.rollout.mean)
     for point, tile in zip(sample.points, sample.rollout.at if sample.rollout else (), strict=False):
-        drawn[f"rollout_at_{_named(point)}"] = _asking(sample, _over(sample, tile, STRIDES[0]), point, STRIDES[-1])
+        drawn[f"rollout_at_{_named(point)}"] = _asking(sample, _rolled(sample, tile), point, STRIDES[-1])
     for block in sample.record.windows:
+        if stills.head is not None and stills.head > block.num_heads:
+            continue
         for point in sample.points:
             name = f"window_stage{block.stage + 1}_block{block.block + 1}_at_{_named(point)}"
             drawn[name] = draw_window(sample, block, point, stills.head)
     for channels in sample.record.channels:
+        if stills.group > len(channels.affinity):
+            continue
         name = f"channels_stage{channels.stage + 1}_block{channels.block + 1}_group{stills.group}"
         drawn[name] = draw_channels(channels, stills.group)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,8 +102,6 @@ def draw_window(
     sample: Explained, block: BlockWindows, point: tuple[float, float], head: int | None = None
 ) -> Image.Image:
     """The attention of the position under a point, over the picture, its window and itself outlined."""
-    if head is not None and head > block.num_heads:
-        raise ValueError(f"stage {block.stage + 1} has {block.num_heads} heads, and no head {head}")
     seen = block.at_pixel(*point)
     drawn = _over(sample, seen.mean if head is None else seen.heads[head - 1], block.stride)
     top, left, bottom, right = (edge * block.stride * _scale(sample) for edge in seen.window)
@@ -98,8 +111,6 @@ def draw_window(
 
 def draw_channels(block: BlockChannels, group: int = 1) -> Image.Image:
     """The affinity of a group, and each of its channels: its own map above what the attention makes of it."""
-    if group > len(block.affinity):
-        raise ValueError(f"stage {block.stage + 1} has {len(block.affinity)} groups, and no group {group}")
     affinity = block.affinity[group - 1]
     chosen = block.energetic(group - 1, len(affinity))
     matrix = drawing.heat(drawing.unit(affinity)).resize((8 * len(affinity),) * 2, Image.Resampling.NEAREST)
@@ -134,6 +145,10 @@ def _cam_sheet(sample: Explained) -> Image.Image:
 
 def _over(sample: Explained, values: Tensor, stride: int, *, smooth: bool = False) -> Image.Image:
     return drawing.overlay(sample.image, drawing.unit(values), stride, smooth=smooth, scale=_scale(sample))
+
+
+def _rolled(sample: Explained, shares: Tensor) -> Image.Image:
+    return drawing.overlay(sample.image, drawing.stretched(shares), STRIDES[0], scale=_scale(sample))
 
 
 def _asking(sample: Explained, drawn: Image.Image, point: tuple[float, float], stride: int) -> Image.Image:

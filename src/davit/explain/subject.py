@@ -17,6 +17,7 @@ from davit.inference.results import Prepared, Result, read_outputs
 from davit.inference.zero_shot import Labels, zero_shot
 from davit.models.classifier import Classifier
 from davit.models.clip import ImageTextModel
+from davit.models.config import DaViTConfig
 from davit.models.detector import Detector
 from davit.models.upernet import Segmenter
 from davit.models.zero_shot import Embedder, ZeroShotClassifier
@@ -59,9 +60,9 @@ class Subject:
     likenesses: tuple[tuple[str, Tensor], ...] = ()
 
     @property
-    def depths(self) -> tuple[int, ...]:
-        """Dual blocks of each stage."""
-        return backbone_of(self.model).config.depths
+    def backbone(self) -> DaViTConfig:
+        """The architecture that is looked into."""
+        return backbone_of(self.model).config
 
     def class_index(self, name: str) -> int:
         """The class of that name, or of that index where a number is given and no class is called so.
