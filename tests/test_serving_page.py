@@ -408,7 +408,9 @@ def test_channels_grad_cam_and_rollout_are_those_of_the_payload(
         assert np.array_equal(drawn[::scale, ::scale], tile)
     plain = page.pixels("#pad canvas")
     tiles.nth(11).hover()
-    assert "after the attention" in page.page.locator("#says").inner_text()
+    channel, sources = stage["chosen"][2][3], stage["top"][2][3]
+    told = ", ".join(f"{share:.0f} % from {source}" for source, share in sources)
+    assert page.page.locator("#says").inner_text() == f"Channel {channel} takes {told}"
     assert not np.array_equal(page.pixels("#pad canvas"), plain)
     page.page.mouse.move(0, 0)
     assert np.array_equal(page.pixels("#pad canvas"), plain)
@@ -657,7 +659,7 @@ def test_the_page_is_small_and_writes_no_markup() -> None:
     from davit.serving.assets import page_files
 
     page = page_files(drawing_script())
-    assert {"/", "/page.css", "/page.js", "/attention.js"} < set(page)
+    assert {"/", "/page.css", "/page.js", "/explorer_draw.js"} < set(page)
     assert sum(len(content) for content, _ in page.values()) < 75_000
     for content, _ in page.values():
         for word in (b"innerHTML", b"insertAdjacentHTML", b"document.write", b"eval(", b" style=", b"https://"):
