@@ -308,7 +308,7 @@ def soak(options: Options, folder: Path) -> dict[str, Any]:
 def mutations(options: Options, folder: Path) -> dict[str, Any]:
     """S3."""
     model = Path(options.model) if options.model else fresh_model(folder, "davit_pico", 32, classes=5)
-    with serving(folder, *arguments_of(options, model, "--max-pixels", "1000000")) as server:
+    with serving(folder, *arguments_of(options, model, "--max-pixels", "1000000", "--deadline", "60")) as server:
         return asyncio.run(mutate(server, options.requests, options.seed))
 
 

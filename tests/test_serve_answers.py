@@ -28,7 +28,7 @@ from davit.models.zero_shot import Embedder
 from davit.preprocessing import Preprocessing
 from davit.weights.save import save
 from odd_pictures import FAMILIES, encode, exif, scene
-from serving import ColourBackend, client_of, colour_model, opened, running, small_classifier
+from small_servers import ColourBackend, client_of, colour_model, opened, running, small_classifier
 
 SERVED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 
