@@ -147,8 +147,10 @@ async def closed_loop(port: int, requests: Sequence[bytes], clients: int, second
         turn = place
         while (spent := time.perf_counter() - begun) < seconds + 1:
             client._tally = tallies[spent >= 1]
-            await client.ask(requests[turn % len(requests)])
+            answer = await client.ask(requests[turn % len(requests)])
             turn += clients
+            if answer is None or answer[0] != "200":
+                await asyncio.sleep(0.2)
         client.close()
 
     await asyncio.gather(*(one(place) for place in range(clients)))
