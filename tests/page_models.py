@@ -22,6 +22,10 @@ HEADED = DaViTConfig(widths=(32, 64, 96, 128), depths=(1, 1, 1, 1), head_width=1
 def classifier() -> Classifier:
     model = Classifier(ClassifierConfig(backbone=HEADED, num_classes=len(NAMES)))
     nn.init.normal_(model.head.weight, std=0.3)
+    with torch.no_grad():  # fresh queries attend everywhere alike
+        for name, weight in model.named_parameters():
+            if name.endswith("qkv.weight"):
+                weight *= 8
     model.preprocessing = Preprocessing(size=(96, 128), fit="squash")
     return model
 

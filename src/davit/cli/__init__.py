@@ -9,6 +9,7 @@ VERBS = {
     "runs": "compare runs in one table and plot",
     "evaluate": "score a checkpoint on labelled images",
     "predict": "name what is in images",
+    "explain": "show what an answer rests on, and both attentions, in a page to click in",
     "embed": "make a vector for each image or text",
     "search": "find what is most like a text or a picture among vectors",
     "serve": "answer requests over HTTP, with a page to try it",

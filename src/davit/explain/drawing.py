@@ -47,6 +47,12 @@ def unit(values: Tensor) -> Tensor:
     return values / top if top > 0 else values
 
 
+def stretched(values: Tensor) -> Tensor:
+    """Values from the lowest to the highest as 0-1: for shares that are nearly even, whose differences matter."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else values - low
+
+
 def heat(values: Tensor) -> Image.Image:
     """Draw a matrix of values in 0-1, one pixel each."""
     return Image.fromarray(palette(256)[_levels(values, 256)])

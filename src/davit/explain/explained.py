@@ -33,17 +33,21 @@ class PictureRollout:
     Attributes:
         side: H and W of the last map.
         mean: over all positions of the last map, (h, w); sums to one.
+        step: positions between those that were followed.
         rows: rows of the last map that single positions were followed from.
         columns: columns, likewise.
         tiles: their rollouts, (rows, columns, h, w); each sums to one.
+        at: of the positions under the points that were asked for, (points, h, w).
         channels: for each stage (groups, D, D); empty without channel attention.
     """
 
     side: tuple[int, int]
     mean: Tensor
+    step: int
     rows: Tensor
     columns: Tensor
     tiles: Tensor
+    at: Tensor
     channels: tuple[Tensor, ...]
 
 
@@ -56,7 +60,9 @@ class Explained:
         name: what to call the picture.
         right: whether the model's answer is right, where that is known.
         record: the attention in it.
+        answer: labels and shares of the model's answer, best first; empty where it gives none.
         cams: Grad-CAM and occlusion of its answer, the surest first; none for a model without an answer.
+        points: y and x in pixels of the image, where single positions were asked for.
         rollout: of its positions; None where it was not asked for.
     """
 
@@ -64,5 +70,7 @@ class Explained:
     name: str
     record: AttentionRecord
     right: bool = True
+    answer: tuple[tuple[str, float], ...] = ()
     cams: tuple[Cam, ...] = ()
+    points: tuple[tuple[float, float], ...] = ()
     rollout: PictureRollout | None = None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from davit.decoding import as_shown
 from davit.explain import drawing
-from davit.explain.attention import Blocks, backbone_of, places, record_attention, seen_whole
+from davit.explain.attention import Blocks, backbone_of, check_point, places, record_attention, seen_whole
 from davit.explain.attention_maps import AttentionRecord
 from davit.explain.explained import Cam, Explained, PictureRollout
 from davit.explain.grad_cam import grad_cam
@@ -62,6 +62,7 @@ def explain_pixels(
     name: str = "",
     right: bool = True,
     blocks: Blocks = "last",
+    points: Sequence[tuple[float, float]] = (),
     occlusion: OcclusionConfig | None = None,
 ) -> Explained:
     """Explain what a model makes of an image.
@@ -74,11 +75,14 @@ def explain_pixels(
         name: what to call it.
         right: whether the answer is right, where that is known.
         blocks: whose attention is kept.
+        points: y and x in pixels of the image, whose positions of the last map are followed back.
         occlusion: also cover parts of the image, which asks the model a hundred times or more.
 
     Raises:
-        ValueError: a model in training mode, or a block that is not there.
+        ValueError: a model in training mode, a block that is not there, or a point outside.
     """
+    for point in points:
+        check_point(point, pixels.shape[-2:])
     record = record_attention(model, pixels, "all")
     return Explained(
         image=drawing.picture(pixels, preprocessing),
@@ -86,31 +90,39 @@ def explain_pixels(
         right=right,
         record=_kept(record, places(backbone_of(model).config.depths, blocks)),
         cams=tuple(_cam(model, pixels, target, occlusion) for target in targets),
-        rollout=picture_rollout(model, pixels, record),
+        points=tuple(points),
+        rollout=picture_rollout(model, pixels, record, points),
     )
 
 
-def picture_rollout(model: nn.Module, pixels: Tensor, record: AttentionRecord) -> PictureRollout:
-    """The rollout of the last map: its mean, and that of a lattice of its positions.
+def picture_rollout(
+    model: nn.Module, pixels: Tensor, record: AttentionRecord, points: Sequence[tuple[float, float]] = ()
+) -> PictureRollout:
+    """The rollout of the last map: its mean, of a lattice of its positions, and of those under points.
 
     Args:
         model: in eval mode.
         pixels: (C, height, width), normalised.
         record: the attention of all blocks.
+        points: y and x in pixels.
     """
     height, width = seen_whole(model, pixels).shape[-2:]
     side = (-(-height // 32), -(-width // 32))
     step = -(-max(side) // MOST_ASKING)
     rows, columns = lattice(side[0], step), lattice(side[1], step)
     mean = torch.full((1, *side), 1.0 / (side[0] * side[1]), dtype=torch.float64)
-    asking = torch.cat([mean, one_hot(side, rows, columns)])
+    under = [one_hot(side, torch.tensor([int(y) // 32]), torch.tensor([int(x) // 32])) for y, x in points]
+    asking = torch.cat([mean, one_hot(side, rows, columns), *under])
     found = attention_rollout(model, pixels, asking=asking, record=record)
+    last = 1 + len(rows) * len(columns)
     return PictureRollout(
         side=side,
         mean=found.rows[0],
+        step=step,
         rows=rows,
         columns=columns,
-        tiles=found.rows[1:].unflatten(0, (len(rows), len(columns))),
+        tiles=found.rows[1:last].unflatten(0, (len(rows), len(columns))),
+        at=found.rows[last:],
         channels=found.channels,
     )
 

@@ -18,6 +18,7 @@ from davit.models.config import STRIDES
 
 LEVELS = 16
 CAM_LEVELS = 64
+SOURCES = 4  # of each channel that are named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ def sample_data(sample: Explained, detail: Detail | None = None) -> dict[str, An
         "height": sample.image.height,
         "windows": [window_data(block, detail) for block in sample.record.windows],
         "channels": [channel_data(block, detail) for block in sample.record.channels],
+        "answer": [[label, round(share, 6)] for label, share in sample.answer],
         "cams": [cam_data(cam) for cam in sample.cams],
         "rollout": rollout_data(sample.rollout, detail) if sample.rollout else None,
     }
@@ -107,6 +109,7 @@ def channel_data(block: BlockChannels, detail: Detail) -> dict[str, Any]:
         "chosen": chosen,
         "affinity": drawing.data_uri(drawing.sprite(affinity.transpose(0, 1).flatten(1), 64)),
         "peak": [round(100 * float(group.max()), 1) for group in block.affinity[:shown]],
+        "top": [_sources(block.affinity[group], chosen[group]) for group in range(shown)],
         "maps": drawing.data_uri(drawing.sprite(maps.permute(0, 1, 3, 2, 4).flatten(3).flatten(0, 2), LEVELS)),
     }
 
@@ -118,10 +121,18 @@ def channel_maps(block: BlockChannels, group: int, chosen: Sequence[int], most: 
     return maps / maps.amax((2, 3), keepdim=True).clamp_min(1e-12)
 
 
+def _sources(affinity: Tensor, channels: Sequence[int]) -> list[list[list[float]]]:
+    """For each channel the channels that it takes most from, and how many percent."""
+    best = affinity[list(channels)].topk(min(SOURCES, affinity.shape[-1]))
+    rows = zip(best.indices.tolist(), (100 * best.values).tolist(), strict=True)
+    return [[[index, round(share, 1)] for index, share in zip(*row, strict=True)] for row in rows]
+
+
 def cam_data(cam: Cam) -> dict[str, Any]:
     """Grad-CAM of one number of the answer at each map, and its occlusion."""
     maps = [
-        {"stage": stage, "stride": STRIDES[stage], "side": list(x.shape), "image": _heat(drawing.unit(x), CAM_LEVELS)}
+        {"stage": stage, "stride": STRIDES[stage], "side": list(x.shape), "empty": not x.any()}
+        | {"image": _heat(drawing.unit(x), CAM_LEVELS)}
         for stage, x in enumerate(cam.maps)
     ]
     covered = None
@@ -143,19 +154,25 @@ def cam_data(cam: Cam) -> dict[str, Any]:
 
 
 def rollout_data(rollout: PictureRollout, detail: Detail) -> dict[str, Any]:
-    """The mean, and a tile for each position of a lattice on the last map."""
+    """The mean, and a tile for each position of a lattice on the last map; ranges are in even shares of the cells."""
     tiles = _within(rollout.tiles, detail.map_side)
-    tiles = tiles / tiles.amax((2, 3), keepdim=True)
     h, w = tiles.shape[-2:]
+    sheet = torch.stack([drawing.stretched(tile) for tile in tiles.flatten(0, 1)]).view_as(tiles)
+    even = rollout.mean.numel()
     return {
-        "image": _heat(drawing.unit(rollout.mean), CAM_LEVELS),
+        "image": _heat(drawing.stretched(rollout.mean), CAM_LEVELS),
+        "range": [round(even * float(edge), 2) for edge in (rollout.mean.min(), rollout.mean.max())],
         "cells": list(rollout.mean.shape),
         "stride": STRIDES[0],
         "side": list(rollout.side),
+        "step": rollout.step,
         "rows": rollout.rows.tolist(),
         "columns": rollout.columns.tolist(),
         "tile": [h, w],
-        "tiles": _heat(tiles.transpose(1, 2).reshape(-1, len(rollout.columns) * w).float()),
+        "tiles": _heat(sheet.transpose(1, 2).reshape(-1, len(rollout.columns) * w)),
+        "ranges": [
+            [[round(even * float(edge), 2) for edge in tile.aminmax()] for tile in row] for row in rollout.tiles
+        ],
     }
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from davit.models.clip import ImageTextModel
+from davit.models.config import STRIDES
 from davit.models.davit import DaViT
 from davit.models.dense import DenseBackbone
 from davit.models.detect_regions import region_levels
@@ -17,6 +18,7 @@ from davit.models.detector import Detector
 from davit.models.upernet import Segmenter
 from davit.models.zero_shot import Embedder
 
+LEAST_SIDE = 4  # positions of a map that shows a place
 SAME_OBJECT = 0.5  # IoU from which an object found in a changed picture is the one that was there
 
 
@@ -29,7 +31,8 @@ class Target:
         label: what it is called.
         score: what the answer says of it: a probability, an object's score, a share of the pixels, or a cosine.
         index: of the class; None for a likeness.
-        stage: of the map that suits it.
+        stage: of the map that suits it: the last one that is still a map (`last_map`), for an object the one whose
+            stride suits its size.
         box: left, top, right and bottom of an object in pixels of the image given; None for anything else.
     """
 
@@ -66,10 +69,15 @@ def find_targets(model: nn.Module, pixels: Tensor, *, class_index: int | None = 
     if isinstance(model, Detector):
         return _objects(model, outputs[0], names, class_index, count)
     if isinstance(model, Segmenter):
-        return _areas(model, outputs.logits[0], names, class_index, count)
+        return _areas(model, outputs.logits[0], names, class_index, count, last_map(pixels))
     scores = outputs[0].float().softmax(-1)
     best = scores.topk(min(count, len(scores))).indices.tolist() if class_index is None else [class_index]
-    return [Target(measure=partial(_logit, model, i), index=i, label=names[i], score=float(scores[i])) for i in best]
+    return [
+        Target(
+            measure=partial(_logit, model, i), index=i, label=names[i], score=float(scores[i]), stage=last_map(pixels)
+        )
+        for i in best
+    ]
 
 
 def likeness(embedder: Embedder, pixels: Tensor, vector: Tensor, label: str) -> Target:
@@ -77,7 +85,13 @@ def likeness(embedder: Embedder, pixels: Tensor, vector: Tensor, label: str) -> 
     measure = partial(_cosine, embedder, F.normalize(vector.detach().float(), dim=-1))
     with torch.no_grad():
         score = float(measure(pixels[None].to(next(embedder.parameters()))))
-    return Target(measure=measure, label=label, score=score)
+    return Target(measure=measure, label=label, score=score, stage=last_map(pixels))
+
+
+def last_map(pixels: Tensor) -> int:
+    """The stage of the last map with at least 4 x 4 positions: from a smaller one no place can be read."""
+    short = min(pixels.shape[-2:])
+    return max((stage for stage, stride in enumerate(STRIDES) if -(-short // stride) >= LEAST_SIDE), default=0)
 
 
 def _logit(model: nn.Module, index: int, images: Tensor) -> Tensor:
@@ -148,7 +162,9 @@ def _objects(
     return found
 
 
-def _areas(model: Segmenter, logits: Tensor, names: _Names, class_index: int | None, count: int) -> list[Target]:
+def _areas(
+    model: Segmenter, logits: Tensor, names: _Names, class_index: int | None, count: int, stage: int
+) -> list[Target]:
     """The classes that cover most."""
     chosen = logits.argmax(0)
     shares = chosen.flatten().bincount(minlength=len(logits)).double() / chosen.numel()
@@ -158,6 +174,12 @@ def _areas(model: Segmenter, logits: Tensor, names: _Names, class_index: int | N
     order = shares.argsort(descending=True)[: int((shares > 0).sum())][:count].tolist()
     wanted = order if class_index is None else [class_index]
     return [
-        Target(measure=partial(_area_logits, model, i, chosen == i), index=i, label=names[i], score=float(shares[i]))
+        Target(
+            measure=partial(_area_logits, model, i, chosen == i),
+            index=i,
+            label=names[i],
+            score=float(shares[i]),
+            stage=stage,
+        )
         for i in wanted
     ]

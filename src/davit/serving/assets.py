@@ -10,9 +10,9 @@ def page_files(drawing: str) -> dict[str, tuple[bytes, str]]:
     """Contents and media types, by path.
 
     Args:
-        drawing: the JavaScript module that draws explanations, `/attention.js`; empty where none are given.
+        drawing: the JavaScript module that draws explanations, `/explorer_draw.js`; empty where none are given.
     """
-    found = {"/attention.js": (drawing.encode(), _KINDS[".js"])} if drawing else {}
+    found = {"/explorer_draw.js": (drawing.encode(), _KINDS[".js"])} if drawing else {}
     for file in (files("davit.serving") / "page").iterdir():
         kind = _KINDS.get(PurePath(file.name).suffix)
         if kind:

@@ -12,7 +12,7 @@ export class Refusal extends Error {
 
 // The address of a question: one place for what the page asks and for the curl line it shows.
 export function address(verb, model, parameters = {}) {
-  return `/v1/${verb}?${new URLSearchParams({ model, ...parameters })}`;
+  return `v1/${verb}?${new URLSearchParams({ model, ...parameters })}`;
 }
 
 export class Api {

@@ -1,8 +1,8 @@
 // Both attentions for a point of the picture, and Grad-CAM and rollout over it.
 
-import * as draw from "./attention.js";
 import { $, choose, el, percent } from "./dom.js";
-import { fitSheet } from "./picture.js";
+import * as draw from "./explorer_draw.js";
+import { decode, fitSheet } from "./picture.js";
 
 const SIDE = 896; // of the large canvas, about
 const TILE = 72; // of a channel's map
@@ -37,10 +37,13 @@ export class AttentionView {
   async show(sample, classes) {
     if (this.#latest === sample) return;
     this.#latest = sample;
-    const [[image, windows, channels], cams, rollout] = await Promise.all([
-      draw.pictures(sample),
-      Promise.all((sample.cam?.maps ?? []).map((map) => draw.picture(map.image))),
-      Promise.all(sample.rollout ? [sample.rollout.image, sample.rollout.tiles].map(draw.picture) : []),
+    const all = (entries, ...keys) => Promise.all(entries.map((entry) => Promise.all(keys.map((key) => decode(entry[key])))));
+    const [[[image]], windows, channels, cams, [rollout]] = await Promise.all([
+      all([sample], "image"),
+      all(sample.windows, "sprite", "received"),
+      all(sample.channels, "affinity", "maps"),
+      all(sample.cam?.maps ?? [], "image"),
+      all(sample.rollout ? [sample.rollout] : [], "image", "tiles"),
     ]);
     if (this.#latest !== sample) return;
     this.#shown = { sample, image, windows, channels, cams, rollout };
@@ -85,7 +88,7 @@ export class AttentionView {
 
   #step(event) {
     const stage = this.#shown?.sample.windows[this.#windowIndex()];
-    const next = stage && draw.pointAfter(event, stage, this.#shown.sample, this.#pixel());
+    const next = this.#shown && draw.pointAfter(event, stage, this.#shown.sample, this.#pixel());
     if (!next) return;
     event.preventDefault();
     this.#setPixel(next);
@@ -141,7 +144,7 @@ export class AttentionView {
     }
     [...box.children].forEach((button, head) => {
       button.ariaPressed = String(head === this.#state.head);
-      draw.drawHead($("span", button), stage, windows[at][0], head, this.#pixel());
+      draw.drawHead($("span", button), stage, this.#pixel(), windows[at][0], head);
     });
   }
 
@@ -152,19 +155,22 @@ export class AttentionView {
     says.textContent = "";
     if (map) return this.#drawMap(pad, says, map);
     if (layer === "window") {
-      draw.drawWindow(pad, stage, sample, image, windows[at][0], head, point, SIDE);
-      says.textContent = `${place(draw.query(stage, point))}: ${head ? `head ${head} of ${stage.heads}` : draw.windowWords(stage, point)}`;
+      draw.drawWindow(pad, stage, sample, point, image, windows[at][0], head, SIDE);
+      says.textContent = `${place(draw.query(stage, point))}: ${draw.windowWords(stage, point, head)}`;
     } else if (layer === "received") {
-      draw.drawReceived(pad, stage, sample, image, windows[at][1], SIDE);
+      const label = `Attention received at stage ${stage.stage + 1}`;
+      draw.drawMap(pad, sample, image, windows[at][1], stage.side, stage.stride, label, false, SIDE);
     } else if (layer === "cam") {
-      const camStage = this.#state.camStage ?? sample.cam.stage;
-      draw.drawCam(pad, sample.cam, camStage, sample, image, cams[camStage], SIDE);
-      says.textContent = `${sample.cam.label}: ${percent(sample.cam.score)}`;
+      const camStage = this.#state.camStage ?? sample.cam.stage, { label, score, maps } = sample.cam;
+      draw.drawCam(pad, sample, image, sample.cam, camStage, cams[camStage][0], SIDE);
+      says.textContent = `${label}: ${percent(score)}${maps[camStage].empty ? "; nothing at this stage speaks for it" : ""}`;
     } else if (layer === "rollout" && mean) {
-      draw.drawRolloutMean(pad, sample.rollout, sample, image, rollout[0], SIDE);
+      const { cells, stride, range } = sample.rollout;
+      draw.drawMap(pad, sample, image, rollout[0], cells, stride, "Mean rollout of all positions", false, SIDE);
+      says.textContent = draw.rangeWords(range);
     } else if (layer === "rollout") {
-      draw.drawRollout(pad, sample.rollout, sample, image, rollout[1], point, SIDE);
-      says.textContent = place(draw.rolloutQuery(sample.rollout, point));
+      const range = draw.drawRollout(pad, sample.rollout, sample, point, image, rollout[1], SIDE);
+      says.textContent = `${place(draw.rolloutQuery(sample.rollout, point))}: ${draw.rangeWords(range)}`;
     } else {
       draw.pictureCanvas(pad, sample, image, sample.name, SIDE, 1);
     }
@@ -173,10 +179,10 @@ export class AttentionView {
   // A channel's map over the picture.
   #drawMap(pad, says, { at, group, index, after }) {
     const { sample, image, channels } = this.#shown, stage = sample.channels[at];
-    says.textContent = channelWords(stage.chosen[group][index], after);
-    const [pen] = draw.pictureCanvas(pad, sample, image, says.textContent, SIDE, 1);
+    const words = channelWords(stage.chosen[group][index], after), [pen] = draw.pictureCanvas(pad, sample, image, words, SIDE, 1);
+    says.textContent = after ? draw.sourceWords(stage, group, index) : words;
     pen.globalAlpha = 0.8;
-    draw.pasteChannel(pen, stage, channels[at][1], group, after, index, 0, 0, pen.canvas.width, pen.canvas.height);
+    draw.pasteChannel(pen, stage, group, index, after, channels[at][1], 0, 0, pen.canvas.width, pen.canvas.height);
     pen.globalAlpha = 1;
   }
 
@@ -186,13 +192,14 @@ export class AttentionView {
     if (!channels.length) return;
     const at = Math.min(this.#state.stage, channels.length - 1), stage = sample.channels[at];
     const group = Math.min(this.#state.group, stage.shown - 1), [affinity, maps] = channels[at];
+    const words = `Affinity of group ${group + 1} at stage ${stage.stage + 1}`, { map } = this.#state;
+    draw.drawAffinity($("#affinity"), stage, group, affinity, map ? stage.chosen[group][map.index] : undefined, words);
     const wanted = [sample, at, group];
     if (wanted.every((each, i) => each === this.#channelsDrawn[i])) return; // its buttons keep the focus
     this.#channelsDrawn = wanted;
     const [h, w] = stage.side, groups = stage.groups > 1 ? `${stage.groups} groups of ` : "";
     $("#channels-words").textContent = `stage ${stage.stage + 1}: ${groups}${stage.channels} channels, maps of ${h} x ${w}`;
     choose($("#groups"), Array.from({ length: stage.shown }, (_, i) => `Group ${i + 1}`), group, (i) => this.#set({ group: i, map: null }));
-    draw.drawAffinity($("#affinity"), stage, sample, affinity, group);
     $("#maps").replaceChildren(...[0, 1].map((after) => this.#mapLine(stage, maps, at, group, after)));
   }
 
@@ -202,7 +209,7 @@ export class AttentionView {
       const board = el("canvas", { width: w * scale, height: h * scale, ariaHidden: "true" });
       const pen = board.getContext("2d"), map = { at, group, index, after };
       pen.imageSmoothingEnabled = false;
-      draw.pasteChannel(pen, stage, maps, group, after, index, 0, 0, board.width, board.height);
+      draw.pasteChannel(pen, stage, group, index, after, maps, 0, 0, board.width, board.height);
       const button = el("button", { type: "button", ariaLabel: channelWords(channel, after) }, board, String(channel));
       for (const event of ["pointerenter", "focus", "click"]) button.addEventListener(event, () => this.#set({ map }));
       for (const event of ["pointerleave", "blur"]) button.addEventListener(event, () => this.#set({ map: null }));

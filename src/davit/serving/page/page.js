@@ -45,9 +45,8 @@ function add(files) {
   const items = [...files].map(makeItem);
   if (!items.length) return;
   state.items.push(...items);
+  items.forEach(mark);
   select(items[0]);
-  items.forEach((item) => prediction(item));
-  progress();
 }
 
 function makeItem(file) {
@@ -69,6 +68,7 @@ async function select(item) {
   for (const each of state.items) each.button.ariaCurrent = each === item ? "true" : null;
   prediction(item, true);
   show();
+  progress();
   const picture = await readPicture(item.file).catch(() => null);
   if (state.current !== item) return;
   item.picture = picture;
@@ -220,7 +220,7 @@ function shorten(value) {
 async function start() {
   try {
     const busy = () => { $("#about").textContent = "The server is still loading its models."; };
-    const answer = await api.ask("/v1/models", { busy });
+    const answer = await api.ask("v1/models", { busy });
     state.models = answer.models;
     state.model = answer.models.find(({ name }) => name === answer.default) ?? answer.models[0];
   } catch (error) {

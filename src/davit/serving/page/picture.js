@@ -14,6 +14,13 @@ export async function readPicture(file) {
   return { board, width, height };
 }
 
+// The picture of a data URI.
+export async function decode(source) {
+  const image = Object.assign(new Image(), { src: source });
+  await image.decode();
+  return image;
+}
+
 export function thumbnail({ board }) {
   return shrink(board, board.width, board.height, THUMBNAIL);
 }

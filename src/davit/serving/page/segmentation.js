@@ -1,7 +1,7 @@
 // The class of each pixel: a coloured map over the picture, and how much of it each class covers.
 
 import { el, list, percent, row, slider, spotlight } from "./dom.js";
-import { layer, pixelAt } from "./picture.js";
+import { decode, layer, pixelAt } from "./picture.js";
 
 export const parameters = () => ({ map: 1 });
 
@@ -27,8 +27,7 @@ export async function show({ result, sheet, panel, settings }) {
     list(rows, "Classes"));
   fade(settings.opacity);
 
-  const image = Object.assign(new Image(), { src: result.map });
-  await image.decode();
+  const image = await decode(result.map);
   map.pen.imageSmoothingEnabled = false;
   map.pen.drawImage(image, 0, 0, width / map.step, height / map.step);
   const whole = map.pen.getImageData(0, 0, map.pen.canvas.width, map.pen.canvas.height);
