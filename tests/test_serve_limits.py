@@ -63,6 +63,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("no_image", "", raw(b"")),
     ("no_image", "", form()),
     ("no_image", "", form("picture")),
+    ("bad_multipart", "", form(*["x"] * 300, data=b"")),
     ("no_image", "", form("file", data=b"")),
     ("bad_multipart", "", {"content": b"", "headers": {"content-type": "multipart/form-data"}}),
     ("bad_multipart", "", form("file", boundary=b"YY")),

@@ -41,7 +41,7 @@ def watched(
             await talk(client, loader, service)
         watching.cancel()
         for model in service.models.values():
-            await model.batcher.close()
+            await model.close()
 
     asyncio.run(work())
 

@@ -90,7 +90,7 @@ class GracefulServer(Server):
             return False
         waited = time.monotonic() - self._asked
         limits = self._service.limits
-        waiting = any(model.batcher.pending for model in self._service.models.values())
+        waiting = any(model.waiting for model in self._service.models.values())
         return waited >= limits.stop_seconds or (waited >= limits.drain_seconds and not waiting)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -194,7 +194,7 @@ async def _run(
     with suppress(asyncio.CancelledError):
         await loading
     for model in service.models.values():
-        await model.batcher.close()
+        await model.close()
     if failed:
         raise failed[0]
     return server.signal
