@@ -97,7 +97,7 @@ def saturation(options: Options, folder: Path) -> dict[str, Any]:
             images += len(batch)
         return images / (time.perf_counter() - begun)
 
-    with serving(folder, *arguments_of(options, model)) as server:
+    with serving(folder, *arguments_of(options, model, "--deadline", "60")) as server:
 
         def served() -> float:
             tally = asyncio.run(closed_loop(server.port, requests, 3 * options.batch_size, options.seconds))
@@ -202,7 +202,7 @@ def stalled(options: Options, folder: Path) -> dict[str, Any]:
     """S4."""
     requests = requests_of(options)
     longest: list[float] = []
-    with serving(folder, *arguments_of(options, model_of(options, folder))) as server:
+    with serving(folder, *arguments_of(options, model_of(options, folder), "--deadline", "60")) as server:
         clients = 3 * options.batch_size
 
         def rate(connections: int) -> float:
@@ -308,7 +308,7 @@ def soak(options: Options, folder: Path) -> dict[str, Any]:
 def mutations(options: Options, folder: Path) -> dict[str, Any]:
     """S3."""
     model = Path(options.model) if options.model else fresh_model(folder, "davit_pico", 32, classes=5)
-    with serving(folder, *arguments_of(options, model, "--max-pixels", "1000000")) as server:
+    with serving(folder, *arguments_of(options, model, "--max-pixels", "1000000", "--deadline", "60")) as server:
         return asyncio.run(mutate(server, options.requests, options.seed))
 
 

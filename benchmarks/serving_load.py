@@ -72,6 +72,7 @@ class Client:
     async def ask(self, raw: bytes, since: float | None = None) -> tuple[str, bytes] | None:
         """Send a request and count its answer, timed from `since` or from now; None where there was none."""
         begun = time.perf_counter() if since is None else since
+        new = self._streams is None
         try:
             if self._streams is None:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)
@@ -82,9 +83,9 @@ class Client:
         try:
             async with asyncio.timeout(TIMEOUT):
                 writer.write(raw)
-                status, body, closes = await _answer(reader)
+                status, body, closes = await _answer(reader, bodiless=raw.startswith(b"HEAD"))
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
-            self._tally.lost[type(error).__name__] += 1
+            self._tally.lost[f"{type(error).__name__}{' on a new connection' if new else ''}"] += 1
             self.close()
             return None
         if closes:
@@ -100,12 +101,12 @@ class Client:
             self._streams = None
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[str, bytes, bool]:
+async def _answer(reader: asyncio.StreamReader, *, bodiless: bool) -> tuple[str, bytes, bool]:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     if head[9:10] == b"1":  # such as 100 Continue
-        return await _answer(reader)
+        return await _answer(reader, bodiless=bodiless)
     length = re.search(rb"content-length: (\d+)", head)
-    body = await (reader.readexactly(int(length[1])) if length else reader.read())
+    body = b"" if bodiless else await (reader.readexactly(int(length[1])) if length else reader.read())
     return head[9:12].decode(), body, b"connection: close" in head or not length
 
 
@@ -146,8 +147,10 @@ async def closed_loop(port: int, requests: Sequence[bytes], clients: int, second
         turn = place
         while (spent := time.perf_counter() - begun) < seconds + 1:
             client._tally = tallies[spent >= 1]
-            await client.ask(requests[turn % len(requests)])
+            answer = await client.ask(requests[turn % len(requests)])
             turn += clients
+            if answer is None or answer[0] != "200":
+                await asyncio.sleep(0.2)
         client.close()
 
     await asyncio.gather(*(one(place) for place in range(clients)))

@@ -30,7 +30,7 @@ PATHS = (
 )
 METHODS = ("POST", "POST", "POST", "POST", "POST", "POST", "GET", "PUT", "HEAD", "OPTIONS", "PATCH", "X")
 HEADERS = (
-    b"accept", b"authorization", b"x-api-key", b"x-deadline-ms", b"content-encoding", b"range", b"cookie", b"host",
+    b"accept", b"authorization", b"x-api-key", b"x-deadline-ms", b"content-encoding", b"range", b"cookie",
     b"if-none-match", b"origin", b"upgrade", b"expect", b"x-forwarded-for",
 )  # fmt: skip
 CONTENTS = (

@@ -18,6 +18,7 @@ import davit
 import small_detectors
 import spoken_models
 from colour_texts import COLOURS, fresh
+from davit.cli.serve import _explainer
 from davit.colours import class_colour
 from davit.decoding import ImageError
 from davit.inference.predictor import Predictor
@@ -28,7 +29,7 @@ from davit.models.zero_shot import Embedder
 from davit.preprocessing import Preprocessing
 from davit.weights.save import save
 from odd_pictures import FAMILIES, encode, exif, scene
-from serving import ColourBackend, client_of, colour_model, opened, running, small_classifier
+from small_servers import ColourBackend, client_of, colour_model, opened, running, small_classifier
 
 SERVED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 
@@ -96,6 +97,8 @@ def test_every_kind_answers_as_the_predictor_does(models: dict[str, Path], kind:
         if isinstance(result, davit.structures.Detections):
             result = result.above(0.25)
             assert len(result.scores)
+            colours = {label: class_colour(int(label)) for label in result.labels}  # classes are called by their index
+            assert entry.pop("colours") == {label: f"#{bytes(colour).hex()}" for label, colour in colours.items()}
         told = result.to_json()
         upright = davit.decoding.read_image(files[place])
         assert entry.pop("file") == (f"{place}.bin" if together else None)
@@ -128,7 +131,8 @@ def assert_alike(a: Any, b: Any) -> None:
 def test_batched_logits_are_those_of_single_pictures(models: dict[str, Path]) -> None:
     """The figure of reliability: 1e-5, whatever the batch mates; and they were computed together."""
     loaded = opened(models["classifier"])
-    backend, sizes, logits = loaded.backend, [], {}
+    backend, sizes = loaded.backend, []
+    computed: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     class Watched(ColourBackend):
         preprocessing = backend.preprocessing  # type: ignore[assignment]
@@ -136,8 +140,7 @@ def test_batched_logits_are_those_of_single_pictures(models: dict[str, Path]) ->
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             sizes.append(len(images))
             outputs = backend(images)
-            for image, row in zip(images, outputs, strict=True):
-                logits[image.sum().item()] = row
+            computed.extend(zip(images, outputs, strict=True))
             return outputs
 
     rng = random.Random(1)
@@ -156,7 +159,8 @@ def test_batched_logits_are_those_of_single_pictures(models: dict[str, Path]) ->
     assert max(sizes) > 1
     for data in files:
         pixels = backend.preprocessing(davit.decoding.read_image(data))
-        torch.testing.assert_close(logits[pixels.sum().item()], backend(pixels[None])[0], atol=1e-5, rtol=0)
+        (logits,) = [row for image, row in computed if torch.equal(image, pixels)]
+        torch.testing.assert_close(logits, backend(pixels[None])[0], atol=1e-5, rtol=0)
 
 
 def test_a_map_is_a_picture_of_class_indices_in_the_colours_told(models: dict[str, Path]) -> None:
@@ -247,6 +251,28 @@ def test_explanations_are_what_the_callable_makes(models: dict[str, Path]) -> No
     assert second.json()["class"] == 2
     assert third.status_code == 422
     assert "of class 4 nothing is known" in third.json()["error"]["message"]
+
+
+def test_explanations_and_answers_do_not_disturb_each_other(models: dict[str, Path]) -> None:
+    """Both go through one model, in two threads."""
+    files = pictures()
+    alone = Predictor.load(models["classifier"])(files)
+
+    async def work() -> tuple[list[httpx.Response], list[httpx.Response]]:
+        loaded = {"c": opened(models["classifier"])}
+        async with running(loaded, explain=_explainer()) as service, client_of(service) as client:
+            explained = [client.post("/v1/explain", files=parts(files[:1])) for _ in range(4)]
+            answered = [client.post("/v1/predict", files=parts(files)) for _ in range(30)]
+            return await asyncio.gather(*explained), await asyncio.gather(*answered)
+
+    explained, answered = asyncio.run(work())
+    assert {answer.status_code for answer in explained + answered} == {200}
+    assert len({answer.text for answer in explained}) == 1
+    assert explained[0].json()["windows"]
+    assert explained[0].json()["cam"]["class"] == alone[0].indices[0]  # type: ignore[union-attr]
+    for answer in answered:
+        for entry, result in zip(answer.json()["results"], alone, strict=True):
+            assert_alike(entry["top"], result.to_json()["top"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

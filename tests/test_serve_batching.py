@@ -15,7 +15,7 @@ from davit.serving.errors import ProblemError
 from davit.serving.limits import Limits
 from davit.serving.metrics import Metrics
 from odd_pictures import encode
-from serving import CLASSES, ColourBackend, client_of, colour_model, listening, running
+from small_servers import CLASSES, ColourBackend, client_of, colour_model, listening, running
 
 COLOURS = np.eye(3, dtype=np.uint8) * 250
 

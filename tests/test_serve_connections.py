@@ -12,7 +12,7 @@ import pytest
 from davit.serving.limits import Limits
 from davit.serving.service import Service
 from odd_pictures import encode
-from serving import colour_model, listening, running
+from small_servers import colour_model, listening, running
 
 RED = encode(np.full((20, 30, 3), (250, 9, 9), np.uint8), "PNG")
 SHORT = Limits(

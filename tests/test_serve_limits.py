@@ -17,7 +17,7 @@ from davit.serving.errors import STATUS, ProblemError
 from davit.serving.limits import ByteBudget, Limits
 from davit.serving.pictures import MOST_SCANS, Decoder, PixelBudget, check_header
 from odd_pictures import encode, png, scene
-from serving import ColourBackend, client_of, colour_model, running
+from small_servers import ColourBackend, client_of, colour_model, running
 
 RED = encode(np.full((20, 30, 3), (250, 9, 9), np.uint8), "PNG")
 LIMITS = Limits(body_bytes=100_000, pixels=1_000_000, images=4, texts=2, queue_images=8, queue_bytes=1_000_000)
@@ -63,6 +63,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("no_image", "", raw(b"")),
     ("no_image", "", form()),
     ("no_image", "", form("picture")),
+    ("bad_multipart", "", form(*["x"] * 300, data=b"")),
     ("no_image", "", form("file", data=b"")),
     ("bad_multipart", "", {"content": b"", "headers": {"content-type": "multipart/form-data"}}),
     ("bad_multipart", "", form("file", boundary=b"YY")),

@@ -16,7 +16,7 @@ from davit.serving.app import create_app
 from davit.serving.errors import STATUS
 from davit.serving.limits import Limits
 from mutated_requests import Request, broken, mutated
-from serving import colour_model, listening, running
+from small_servers import colour_model, listening, running
 
 LIMITS = Limits(pixels=300_000, images=8, queue_bytes=50_000_000)
 

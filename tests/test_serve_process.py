@@ -22,8 +22,8 @@ import pytest
 from davit.cli import main
 from davit.cli.serve import _named
 from odd_pictures import encode
-from serving import small_classifier
 from small_detectors import TINY
+from small_servers import small_classifier
 
 RED = encode(np.full((64, 64, 3), (250, 9, 9), np.uint8), "PNG")
 IMAGE = {"content-type": "image/png"}

@@ -19,8 +19,8 @@ from davit.serving.served import ModelSource, open_model
 from davit.serving.service import Service
 from davit.weights.save import save
 from odd_pictures import encode
-from serving import client_of, small_classifier
 from small_detectors import TINY
+from small_servers import client_of, small_classifier
 
 RED = encode(np.full((64, 64, 3), (250, 9, 9), np.uint8), "PNG")
 
@@ -41,7 +41,7 @@ def watched(
             await talk(client, loader, service)
         watching.cancel()
         for model in service.models.values():
-            await model.batcher.close()
+            await model.close()
 
     asyncio.run(work())
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from davit.serving.batcher import Call
+from davit.serving.batcher import Batcher, Call
 from davit.serving.errors import ClientGoneError, ProblemError
 from davit.serving.limits import Hold
 from davit.serving.served import ServedModel
@@ -18,6 +18,7 @@ T = TypeVar("T")
 async def accept(
     request: Request,
     model: ServedModel,
+    batcher: Batcher,
     images: int,
     *,
     patience: float,
@@ -29,6 +30,7 @@ async def accept(
     Args:
         request: its body has been read.
         model: that it asks.
+        batcher: of the model, in whose queue it takes room.
         images: that it brings.
         patience: seconds that it has.
         hold: is to hold its prepared pictures.
@@ -38,10 +40,10 @@ async def accept(
         ProblemError: no room, the deadline passed, or what the work raises.
         ClientGoneError: the client left.
     """
-    model.batcher.check(images, patience)
+    batcher.check(images, patience)
     hold.add(images * model.bytes_of_image())
     call = Call(deadline=time.monotonic() + patience)
-    model.batcher.pending += images
+    batcher.pending += images
     done, gone = asyncio.ensure_future(work(call)), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({done, gone}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
@@ -54,7 +56,7 @@ async def accept(
         )
     finally:
         call.dropped = True
-        model.batcher.pending -= images
+        batcher.pending -= images
         for task in (done, gone):
             task.add_done_callback(_seen)
             task.cancel()

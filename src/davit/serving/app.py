@@ -114,11 +114,13 @@ def _patience(request: Request, service: Service) -> float:
 
 
 def _add_states(app: FastAPI, service: Service) -> None:
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Response:
         """Whether the process can work; restart it where not."""
         return _state("alive" if service.alive else "a model's thread has ended: restart the server", ok=service.alive)
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz() -> Response:
         """Whether requests may be sent here."""
@@ -137,6 +139,7 @@ def _state(state: str, *, ok: bool) -> Response:
 
 def _add_page(app: FastAPI, page: Mapping[str, tuple[bytes, str]]) -> None:
     def add(path: str, content: bytes, kind: str) -> None:
+        @app.head(path, include_in_schema=False)
         @app.get(path, include_in_schema=False)
         async def file() -> Response:
             headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}

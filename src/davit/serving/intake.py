@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FIELD = b"file"
 LONGEST_NAME = 200  # characters of a file's name that answers repeat
 _DRAIN_SECONDS = 2.0
+_OTHER_PARTS = 100  # beside pictures; each costs time, however short
 _WAYS = (
     "send one or several pictures as multipart/form-data in parts named file, or one as the body with its Content-Type "
     "(image/jpeg, image/png, image/webp or application/octet-stream)"
@@ -152,6 +153,7 @@ class _Form:
         self.others: set[str] = set()
         self.complete = False
         self._limits = limits
+        self._count = 0
         self._header, self._value = bytearray(), bytearray()
         self._disposition = b""
         self._name: str | None = None
@@ -172,6 +174,9 @@ class _Form:
         }
 
     def _begin(self) -> None:
+        self._count += 1
+        if self._count > self._limits.images + _OTHER_PARTS:
+            raise ProblemError("bad_multipart", f"the form has over {self._count - 1} parts: send files alone")
         self._disposition, self._parts = b"", None
 
     def _end_header(self) -> None:

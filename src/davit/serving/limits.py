@@ -19,6 +19,7 @@ class Limits:
         decode_seconds: of one picture.
         deadline: seconds from a request's last byte to its answer; a client may ask for less.
         queue_images: accepted and not yet answered, of one model.
+        queue_explanations: likewise.
         queue_bytes: of all bodies and prepared pictures in memory, of all models.
         connections: open at once.
         header_seconds: from the first byte of a request, or from the connection, to the end of its headers.
@@ -36,6 +37,7 @@ class Limits:
     decode_seconds: float = 2.0
     deadline: float = 10.0
     queue_images: int = 256
+    queue_explanations: int = 8
     queue_bytes: int = 512 * 2**20
     connections: int = 500
     header_seconds: float = 10.0

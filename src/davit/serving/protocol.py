@@ -80,7 +80,11 @@ class TimedProtocol(H11Protocol):
         """Answer what is no HTTP as everything else is answered."""
         problem = Problem(type="bad_request", message="this is no HTTP/1.1 request that can be read")
         body = json.dumps(problem.to_json()).encode()
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
         try:
             for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=body)):
                 self.transport.write(self.conn.send(event) or b"")

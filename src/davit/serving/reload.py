@@ -40,22 +40,33 @@ class Loader:
         models: dict[str, ServedModel] = {}
         for source in sources:
             loaded, signature = await self._open(source, tell)
-            batcher = Batcher(
-                source.name,
-                batch_size=self._batch_size,
-                queue=self._service.limits.queue_images,
-                observer=self._service.metrics.observer(source.name),
-                threads=self._threads,
-            )
-            model = ServedModel(source, loaded, batcher, signature)
-            models[source.name] = model
-            self._service.metrics.queue_images.labels(source.name).set_function(lambda batcher=batcher: batcher.pending)
-            for outcome in ("ok", "failed"):
-                self._service.metrics.reloads.labels(source.name, outcome)
+            models[source.name] = self._serve(source, loaded, signature)
         if any(source.labels for source in sources) and not any(model.loaded.tower for model in models.values()):
             raise ValueError("labels are for image-text models, which know texts, and none is served: leave them out")
         self._service.models.update(models)
         self._service.ready = True
+
+    def _serve(self, source: ModelSource, loaded: Loaded, signature: Signature) -> ServedModel:
+        limits, metrics = self._service.limits, self._service.metrics
+        observer = metrics.observer(source.name)
+        batcher = Batcher(
+            source.name,
+            batch_size=self._batch_size,
+            queue=limits.queue_images,
+            observer=observer,
+            threads=self._threads,
+        )
+        explainer = Batcher(
+            f"{source.name}'s explanations",
+            batch_size=1,
+            queue=limits.queue_explanations,
+            observer=observer,
+            threads=self._threads,
+        )
+        metrics.queue_images.labels(source.name).set_function(lambda: batcher.pending)
+        for outcome in ("ok", "failed"):
+            metrics.reloads.labels(source.name, outcome)
+        return ServedModel(source, loaded, batcher=batcher, explainer=explainer, signature=signature)
 
     def reload(self) -> None:
         """Open all files anew soon, changed or not."""

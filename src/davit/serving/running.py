@@ -13,7 +13,7 @@ from types import FrameType
 from uvicorn import Config, Server
 
 from davit.serving.app import create_app
-from davit.serving.protocol import timed_protocol
+from davit.serving.protocol import TimedProtocol, timed_protocol
 from davit.serving.reload import Loader
 from davit.serving.served import ModelSource
 from davit.serving.service import Service
@@ -90,17 +90,32 @@ class GracefulServer(Server):
             return False
         waited = time.monotonic() - self._asked
         limits = self._service.limits
-        waiting = any(model.batcher.pending for model in self._service.models.values())
+        waiting = any(model.waiting for model in self._service.models.values())
         return waited >= limits.stop_seconds or (waited >= limits.drain_seconds and not waiting)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more connections, answer those there are, and end."""
+        await self._accept_last(sockets or [])
         for server in self.servers:
             server.close()
         await asyncio.sleep(_QUIET)
         await super().shutdown(sockets)
         if self.signal:
             _log.info("ended")
+
+    async def _accept_last(self, sockets: list[socket.socket]) -> None:
+        """Take connections that the system has made already: closing their socket would reset them."""
+        loop = asyncio.get_running_loop()
+        for taken in sockets:
+            loop.remove_reader(taken)
+            with suppress(BlockingIOError):
+                while True:
+                    connection, _ = taken.accept()
+                    await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: type[TimedProtocol] = self.config.http_protocol_class  # type: ignore[bad-assignment]
+        return make(self.config, self.server_state, {})
 
 
 def serve(
@@ -179,7 +194,7 @@ async def _run(
     with suppress(asyncio.CancelledError):
         await loading
     for model in service.models.values():
-        await model.batcher.close()
+        await model.close()
     if failed:
         raise failed[0]
     return server.signal

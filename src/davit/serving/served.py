@@ -161,12 +161,31 @@ class ServedModel:
         source: what it is made of.
         loaded: the model; a request keeps the one that it was accepted with.
         batcher: computes.
+        explainer: makes explanations, beside, for each takes as long as many answers.
+        signature: of the file that was loaded.
     """
 
-    def __init__(self, source: ModelSource, loaded: Loaded, batcher: Batcher, signature: Signature) -> None:
+    def __init__(
+        self, source: ModelSource, loaded: Loaded, *, batcher: Batcher, explainer: Batcher, signature: Signature = ()
+    ) -> None:
         """Serve."""
-        self.source, self.loaded, self.batcher = source, loaded, batcher
+        self.source, self.loaded, self.batcher, self.explainer = source, loaded, batcher, explainer
         self.signature = signature
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything accepted is not answered."""
+        return bool(self.batcher.pending or self.explainer.pending)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its threads are there."""
+        return self.batcher.alive and self.explainer.alive
+
+    async def close(self) -> None:
+        """End its threads once all that waits is done."""
+        await self.batcher.close()
+        await self.explainer.close()
 
     def about(self, *, explains: bool) -> dict[str, Any]:
         """Return what `/v1/models` says, as JSON values."""

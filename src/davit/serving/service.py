@@ -28,7 +28,7 @@ from davit.serving.served import ServedModel
 Explain = Callable[[nn.Module, Image.Image, int | None], dict[str, Any]]
 One = Callable[[Upload, str, Call], Awaitable[dict[str, Any]]]
 
-EXPLAINED = 4  # images that an explanation counts as, for it takes a forward and more
+_TEXTS = 16  # count as an image
 _FINISHERS = 2  # threads that make results, so that these do not wait behind pictures to be decoded
 
 
@@ -76,7 +76,7 @@ class Service:
     @property
     def alive(self) -> bool:
         """Whether every model's thread is there."""
-        return all(model.batcher.alive for model in self.models.values())
+        return all(model.alive for model in self.models.values())
 
     def model(self, name: str | None) -> ServedModel:
         """The model of that name.
@@ -150,7 +150,7 @@ class Service:
             called = upload.called(0)
             picture = await self._decode(lambda: self._decoder.read(upload.data, called, call.wanted))
             try:
-                return await model.batcher.run(lambda: explain(picture, index), call)
+                return await model.explainer.run(lambda: explain(picture, index), call)
             except ValueError as error:
                 raise ProblemError("bad_parameter", f"{model.source.name} cannot be explained: {error}") from error
 
@@ -159,7 +159,7 @@ class Service:
             if len(uploads) > 1:
                 raise ProblemError("too_many_images", f"{len(uploads)} pictures: explanations are made one at a time")
             (upload,) = uploads
-            values = await accept(request, model, EXPLAINED, patience=patience, hold=hold, work=work)
+            values = await accept(request, model, model.explainer, 1, patience=patience, hold=hold, work=work)
             return {"model": model.source.name, "file": upload.name, **values}
 
     def _explainer(self, model: ServedModel) -> Callable[[Image.Image, int | None], dict[str, Any]]:
@@ -184,7 +184,8 @@ class Service:
                 _entry(upload, result, alone=len(uploads) == 1) for upload, result in zip(uploads, found, strict=True)
             ]
 
-        results = await accept(request, model, len(uploads), patience=patience, hold=hold, work=work)
+        images = len(uploads)
+        results = await accept(request, model, model.batcher, images, patience=patience, hold=hold, work=work)
         return {"model": model.source.name, "results": results}
 
     async def _texts(
@@ -203,7 +204,8 @@ class Service:
             except ValueError as error:
                 raise ProblemError("bad_parameter", f"{model.source.name} cannot embed texts: {error}") from error
 
-        vectors = await accept(request, model, EXPLAINED, patience=patience, hold=hold, work=work)
+        images = -(-len(texts) // _TEXTS)
+        vectors = await accept(request, model, model.batcher, images, patience=patience, hold=hold, work=work)
         results = [{"text": text, "embedding": vector} for text, vector in zip(texts, vectors, strict=True)]
         return {"model": model.source.name, "results": results}
 

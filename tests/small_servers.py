@@ -94,14 +94,15 @@ async def running(
             observer=service.metrics.observer(name),
             threads=1,
         )
+        explainer = Batcher(f"{name} explained", batch_size=1, queue=4, observer=service.metrics.observer(name))
         source = ModelSource(name=name, source=f"{name}.safetensors")
-        service.models[name] = ServedModel(source, loaded, batcher, ())
+        service.models[name] = ServedModel(source, loaded, batcher=batcher, explainer=explainer)
     service.default, service.ready = next(iter(models), ""), True
     try:
         yield service
     finally:
         for model in service.models.values():
-            await model.batcher.close()
+            await model.close()
 
 
 @asynccontextmanager
