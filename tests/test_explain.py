@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from davit.explain import drawing
 from davit.explain.attention import (
-    LAST_BLOCKS,
     channel_attention_maps,
     channel_weights,
     received_attention_maps,
@@ -143,10 +142,14 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_the_first_and_last_block_differ_and_a_missing_one_is_refused() -> None:
     model, image = make_backbone(), torch.randn(3, 64, 64)
-    first = record_attention(model, image, (0, 0, 0, 0)).windows[2].weights
-    assert not torch.allclose(first, record_attention(model, image, LAST_BLOCKS).windows[2].weights)
-    with pytest.raises(ValueError, match="stage 2 has 2 dual blocks, there is no block 2"):
-        record_attention(model, image, (0, 0, 2, 0))
+    first = record_attention(model, image, [(2, 0)]).windows[0].weights
+    assert not torch.allclose(first, record_attention(model, image, "last").windows[2].weights)
+    with pytest.raises(ValueError, match="stage 3 has dual blocks 1 to 2, and no block 3"):
+        record_attention(model, image, [(2, 2)])
+    with pytest.raises(ValueError, match="stage 1 has one dual block, and no block 2"):
+        record_attention(model, image, [(0, 1)])
+    with pytest.raises(ValueError, match="stages 1 to 4, and no stage 5"):
+        record_attention(model, image, [(4, 0)])
 
 
 def test_training_mode_and_points_outside_are_refused() -> None:

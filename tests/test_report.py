@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from davit.explain import charts, report
+from davit.explain import charts, explorer, report
 from davit.explain.class_table import class_table, most_confused, worst_first
 from davit.explain.report import ReportInput, Sample, render, write_report
 from davit.models.classifier import Classifier
@@ -182,7 +182,7 @@ def test_confused_pairs_come_in_order() -> None:
 
 
 def test_the_page_carries_a_bounded_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "ATTENTION_BYTES", 1)
+    monkeypatch.setattr(explorer, "ATTENTION_BYTES", 1)
     assert len(re.findall("data-sample=", render(make_input()).split("<script")[0])) == 2  # one, in both strips
 
 

@@ -127,6 +127,18 @@ class Preprocessing:
         scale = min(self.size[0] / short, self.size[1] / long)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
+    def place(self, y: float, x: float, height: int, width: int) -> tuple[float, float]:
+        """Where a point of a picture of that height and width lies in the result; outside where it was cropped off.
+
+        Points are in pixels from the top left corner, whose centre is (0.5, 0.5).
+        """
+        if self.fit != "crop":
+            rows, columns = self.output_size(height, width)
+            return y / height * rows, x / width * columns
+        columns, rows = self._resized(width, height)
+        top, left = round((rows - self.size[0]) / 2.0), round((columns - self.size[1]) / 2.0)
+        return y / height * rows - top, x / width * columns - left
+
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after the resize and before the crop, as timm and torchvision round them."""
         short, long = sorted((width, height))

@@ -32,12 +32,7 @@ class Drawer:
 
         Ask once for each picture, in order.
         """
-        name, number = path.stem, 1
-        while name in self._taken:
-            number += 1
-            name = f"{path.stem}-{number}"
-        self._taken.add(name)
-        return name
+        return free_name(path.stem, self._taken)
 
     def draw(self, path: Path, name: str, result: "Result") -> None:
         """Draw one result on its picture, onto the disk; several threads may do so at once.
@@ -60,6 +55,16 @@ class Drawer:
             _flushed(target)
         except OSError as error:
             raise OSError(f"could not write {target}: {error.strerror or error}") from error
+
+
+def free_name(stem: str, taken: set[str]) -> str:
+    """The name itself, or numbered where it is taken; it is taken then."""
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name)
+    return name
 
 
 class Spool:

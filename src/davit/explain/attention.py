@@ -1,200 +1,126 @@
-"""Attention weights of both kinds, recomputed from what a real forward fed to the attention modules.
+"""Attention weights of both kinds, recomputed from what a real forward fed to the attention modules."""
 
-Shapes: H x W positions of a stage's map, P = window side, D = channels of a head or group, C = channels.
-"""
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from davit.explain.attention_maps import AttentionRecord, BlockChannels, BlockWindows, WindowAttentionMap
+from davit.explain.hooks import inputs_of
 from davit.models.attention import ChannelAttention, WindowAttention, channel_affinity
-from davit.models.classifier import Classifier
-from davit.models.config import STRIDES
 from davit.models.davit import DaViT
+from davit.models.detector import Detector
 from davit.models.windows import partition_windows
 
-LAST_BLOCKS = (-1, -1, -1, -1)
+Place = tuple[int, int]
+Blocks = Literal["last", "all"] | Sequence[Place]  # places are (stage, dual block), counted from 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowAttentionMap:
-    """What one query position attends to, placed on its stage's map.
-
-    Attributes:
-        stage: index of the stage.
-        query: row and column of the query on the map.
-        window: top, left, bottom and right of its window on the map, padding cropped.
-        heads: attention of each head, (heads, H, W), zero outside the window.
-        padding: share of each head's attention that went to padded tokens, (heads,); heads and padding sum to one.
-    """
-
-    stage: int
-    query: tuple[int, int]
-    window: tuple[int, int, int, int]
-    heads: Tensor
-    padding: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """The average over heads, (H, W)."""
-        return self.heads.mean(0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageWindows:
-    """The window attention of one block, for every query.
-
-    Attributes:
-        stage: index of the stage.
-        side: H and W of its map.
-        window: P.
-        weights: (window rows, window columns, heads, P * P queries, P * P keys); rows sum to one, padding included.
-    """
-
-    stage: int
-    side: tuple[int, int]
-    window: int
-    weights: Tensor
-
-    @property
-    def stride(self) -> int:
-        """Pixels a position covers."""
-        return STRIDES[self.stage]
-
-    @property
-    def num_heads(self) -> int:
-        """Attention heads."""
-        return self.weights.shape[2]
-
-    def tiles(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Attention of a grid of queries, padding included: (rows, columns, heads, P, P)."""
-        P = self.window
-        within = (rows % P)[:, None] * P + columns % P
-        tiles = self.weights[(rows // P)[:, None], columns // P, :, within]  # (rows, columns, heads, P * P)
-        return tiles.unflatten(-1, (P, P))
-
-    def at(self, row: int, column: int) -> WindowAttentionMap:
-        """The attention of the query at one position of the map."""
-        (H, W), P = self.side, self.window
-        tile = self.tiles(torch.tensor([row]), torch.tensor([column]))[0, 0]
-        top, left = row // P * P, column // P * P
-        bottom, right = min(top + P, H), min(left + P, W)
-        heads = tile.new_zeros(self.num_heads, H, W)
-        heads[:, top:bottom, left:right] = tile[:, : bottom - top, : right - left]
-        tile[:, : bottom - top, : right - left] = 0.0  # what is left went to the padding
-        return WindowAttentionMap(
-            stage=self.stage,
-            query=(row, column),
-            window=(top, left, bottom, right),
-            heads=heads,
-            padding=tile.sum((1, 2)),
-        )
-
-    def at_pixel(self, y: float, x: float) -> WindowAttentionMap:
-        """The attention of the query under a pixel of the image."""
-        return self.at(int(y) // self.stride, int(x) // self.stride)
-
-    def received(self) -> Tensor:
-        """Mean attention each position gets, over heads and the real queries of its window: (H, W)."""
-        (H, W), P = self.side, self.window
-        rows, columns = self.weights.shape[:2]
-        padded = torch.zeros(rows * P, columns * P)
-        padded[:H, :W] = 1.0
-        real = padded.view(rows, P, columns, P).transpose(1, 2).flatten(2)  # (rows, columns, P * P queries)
-        total = (self.weights.mean(2) * real[..., None]).sum(2) / real.sum(2, keepdim=True)
-        return total.unflatten(-1, (P, P)).transpose(1, 2).reshape(rows * P, columns * P)[:H, :W]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageChannels:
-    """The channel attention of one block.
-
-    Attributes:
-        stage: index of the stage.
-        affinity: attention of each channel (row) to each channel of its group, (groups, D, D); rows sum to one.
-        values: the map each channel token stands for, (groups, D, H, W).
-        attended: what each channel becomes: the maps of its group, mixed by its row, (groups, D, H, W).
-    """
-
-    stage: int
-    affinity: Tensor
-    values: Tensor
-    attended: Tensor
-
-    def energetic(self, group: int, count: int) -> list[int]:
-        """The channels of a group whose attended maps have the largest mean square, largest first."""
-        energy = self.attended[group].square().mean((1, 2))
-        return energy.topk(min(count, len(energy))).indices.tolist()
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionRecord:
-    """The attention of one block per stage; an attention that the model lacks has no entries."""
-
-    windows: tuple[StageWindows, ...]
-    channels: tuple[StageChannels, ...]
-
-
-def record_attention(model: Classifier | DaViT, image: Tensor, blocks: Sequence[int] = LAST_BLOCKS) -> AttentionRecord:
-    """Run one forward and recompute the attention inside it.
+def record_attention(model: nn.Module, image: Tensor, blocks: Blocks = "last") -> AttentionRecord:
+    """Run one forward of the backbone and recompute the attention inside it.
 
     Args:
-        model: in eval mode; it is left as it was.
+        model: a backbone or any model on one, in eval mode; it is left as it was. Other threads may use it meanwhile.
         image: (C, H, W), normalised; any size.
-        blocks: which dual block of each of the four stages.
+        blocks: which dual blocks: the last of each stage, all of them, or places.
 
     Returns:
-        Weights and maps in float32 on the CPU.
+        Weights and maps in float32 on the CPU, in the order of the blocks in the model.
 
     Raises:
         ValueError: a model in training mode, whose dropped paths would show in the maps, or a block that is not there.
     """
     if model.training:
         raise ValueError("attention is read from a model in eval mode: call model.eval() first")
-    backbone = model if isinstance(model, DaViT) else model.backbone
-    chosen = [_attentions(backbone, stage, block) for stage, block in enumerate(blocks)]
-    like = next(backbone.parameters())
-    with torch.no_grad(), _inputs(chosen) as inputs:
-        backbone(image[None].to(like))
-        found = [(stage, m, inputs[m]) for stage, modules in enumerate(chosen) for m in modules]
-        windows = [_windows(stage, m, x) for stage, m, x in found if isinstance(m, WindowAttention)]
-        channels = [_channels(stage, m, x) for stage, m, x in found if isinstance(m, ChannelAttention)]
+    backbone = backbone_of(model)
+    chosen = [
+        (stage, block, each.get_submodule("attn"))
+        for stage, block in places(backbone.config.depths, blocks)
+        for each in backbone.get_submodule(f"stages.{stage}.blocks.{block}").children()
+    ]
+    with torch.no_grad(), inputs_of([module for _, _, module in chosen]) as inputs:
+        backbone(seen_whole(model, image)[None])
+        found = [(stage, block, module, inputs[module]) for stage, block, module in chosen]
+        windows = [_windows((i, j), m, x) for i, j, m, x in found if isinstance(m, WindowAttention)]
+        channels = [_channels((i, j), m, x) for i, j, m, x in found if isinstance(m, ChannelAttention)]
     return AttentionRecord(windows=tuple(windows), channels=tuple(channels))
 
 
+def places(depths: Sequence[int], blocks: Blocks) -> list[Place]:
+    """The chosen dual blocks, in the order in which they compute, each once.
+
+    Raises:
+        ValueError: a place that is not there.
+    """
+    if blocks == "last":
+        return [(stage, depth - 1) for stage, depth in enumerate(depths)]
+    every = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+    if blocks == "all":
+        return every
+    for stage, block in blocks:
+        if not 0 <= stage < len(depths):
+            raise ValueError(f"there are stages 1 to {len(depths)}, and no stage {stage + 1}")
+        if not 0 <= block < depths[stage]:
+            has = f"dual blocks 1 to {depths[stage]}" if depths[stage] > 1 else "one dual block"
+            raise ValueError(f"stage {stage + 1} has {has}, and no block {block + 1}")
+    return [place for place in every if place in set(blocks)]
+
+
+def backbone_of(model: nn.Module) -> DaViT:
+    """The backbone of a model, or the model itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    backbone = model if isinstance(model, DaViT) else getattr(model, "backbone", None)
+    if not isinstance(backbone, DaViT):
+        raise ValueError(f"{type(model).__name__} has no DaViT backbone whose attention could be shown")
+    return backbone
+
+
+def seen_whole(model: nn.Module, image: Tensor) -> Tensor:
+    """The image (C, H, W) as the backbone is given it: on its device, and padded as detectors do."""
+    if isinstance(model, Detector):
+        divisor = model.config.head.divisor
+        image = F.pad(image, (0, -image.shape[2] % divisor, 0, -image.shape[1] % divisor))
+    return image.to(next(model.parameters()))
+
+
 def window_attention_maps(
-    model: Classifier | DaViT, image: Tensor, point: tuple[int, int], blocks: Sequence[int] = LAST_BLOCKS
+    model: nn.Module, image: Tensor, point: tuple[int, int], blocks: Blocks = "last"
 ) -> list[WindowAttentionMap]:
-    """What the token under a pixel attends to, at each stage.
+    """What the token under a pixel attends to, in each block.
 
     Args:
         model: in eval mode.
         image: (C, H, W), normalised.
         point: y and x, in pixels.
-        blocks: which dual block of each stage; by default the last.
+        blocks: which dual blocks.
+
+    Raises:
+        ValueError: a point outside the image, or as `record_attention`.
     """
-    (y, x), (height, width) = point, image.shape[-2:]
+    check_point(point, image.shape[-2:])
+    return [each.at_pixel(*point) for each in record_attention(model, image, blocks).windows]
+
+
+def check_point(point: tuple[float, float], size: Sequence[int]) -> None:
+    """Refuse a point (y, x) outside an image of height and width `size`."""
+    (y, x), (height, width) = point, size
     if not (0 <= y < height and 0 <= x < width):
-        raise ValueError(f"point {point} lies outside the image, which is {height} pixels high and {width} wide")
-    return [stage.at_pixel(y, x) for stage in record_attention(model, image, blocks).windows]
+        raise ValueError(f"point {y},{x} lies outside the image, which is {height} pixels high and {width} wide")
 
 
-def channel_attention_maps(
-    model: Classifier | DaViT, image: Tensor, blocks: Sequence[int] = LAST_BLOCKS
-) -> list[StageChannels]:
-    """The affinity of the channels and the maps they stand for, at each stage (arguments of `record_attention`)."""
+def channel_attention_maps(model: nn.Module, image: Tensor, blocks: Blocks = "last") -> list[BlockChannels]:
+    """The affinity of the channels and the maps they stand for, in each block (arguments of `record_attention`)."""
     return list(record_attention(model, image, blocks).channels)
 
 
-def received_attention_maps(
-    model: Classifier | DaViT, image: Tensor, blocks: Sequence[int] = LAST_BLOCKS
-) -> list[Tensor]:
-    """The attention each position gets from its window on average, (H, W) at each stage."""
-    return [stage.received() for stage in record_attention(model, image, blocks).windows]
+def received_attention_maps(model: nn.Module, image: Tensor, blocks: Blocks = "last") -> list[Tensor]:
+    """The attention each position gets from its window on average, (H, W) in each block."""
+    return [each.received() for each in record_attention(model, image, blocks).windows]
 
 
 def window_weights(module: WindowAttention, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, H, W, C)
@@ -221,46 +147,21 @@ def _project(qkv: nn.Linear, tokens: Tensor, width: int) -> list[Tensor]:
     return list(parts.unbind(0))
 
 
-def _windows(stage: int, module: WindowAttention, x: Tensor) -> StageWindows:
+def _windows(place: Place, module: WindowAttention, x: Tensor) -> BlockWindows:
     weights, _ = window_weights(module, x)
     H, W, P = x.shape[1], x.shape[2], module.window
-    return StageWindows(
-        stage=stage, side=(H, W), window=P, weights=weights.unflatten(0, (-(-H // P), -(-W // P))).cpu()
-    )
+    weights = weights.unflatten(0, (-(-H // P), -(-W // P))).cpu()
+    return BlockWindows(stage=place[0], block=place[1], side=(H, W), window=P, weights=weights)
 
 
-def _channels(stage: int, module: ChannelAttention, x: Tensor) -> StageChannels:
+def _channels(place: Place, module: ChannelAttention, x: Tensor) -> BlockChannels:
     affinity, v = channel_weights(module, x)
     affinity, v = affinity[0].float().cpu(), v[0].float().cpu()
     side = tuple(x.shape[1:3])
-    return StageChannels(
-        stage=stage,
+    return BlockChannels(
+        stage=place[0],
+        block=place[1],
         affinity=affinity,
         values=v.mT.unflatten(-1, side),
         attended=(affinity @ v.mT).unflatten(-1, side),
     )
-
-
-def _attentions(backbone: DaViT, stage: int, block: int) -> list[nn.Module]:
-    """The attention modules of one dual block, in order."""
-    depth = backbone.config.depths[stage]
-    if not -depth <= block < depth:
-        raise ValueError(f"stage {stage} has {depth} dual blocks, there is no block {block}")
-    dual = backbone.get_submodule(f"stages.{stage}.blocks.{block % depth}")
-    return [each.get_submodule("attn") for each in dual.children()]
-
-
-@contextmanager
-def _inputs(modules: Sequence[Sequence[nn.Module]]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Collect what the modules are given while the context lasts."""
-    inputs: dict[nn.Module, Tensor] = {}
-
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        inputs[module] = args[0]
-
-    handles = [module.register_forward_pre_hook(keep) for stage in modules for module in stage]
-    try:
-        yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -13,10 +13,11 @@ from davit.data.evaluation_loader import evaluation_batches
 from davit.data.loader import Part
 from davit.explain import charts, drawing
 from davit.explain.dense_report import explained_pictures
+from davit.explain.explorer import explained_sections
 from davit.explain.model_card import model_card, notes_of, read_environment
 from davit.explain.numbers import numbers_row
 from davit.explain.page import make_page
-from davit.explain.report import attention_sections, table
+from davit.explain.report import table
 from davit.models.clip import ImageTextModel
 from davit.train.run import RunResult
 
@@ -57,7 +58,7 @@ def write_contrastive_report(result: RunResult, path: Path) -> None:
         "captions": ("From a picture to captions", _to_captions(space)),
         "pictures": ("From a caption to pictures", _to_pictures(space)),
         "matrix": ("Similarities", _matrix(space)),
-        **attention_sections(explained),
+        **explained_sections(explained),
         "card": ("Model card", table(model_card(result))),
         "environment": ("Environment", table(read_environment(result.folder))),
     }

@@ -1,19 +1,21 @@
 """The report of a finished run of detection or segmentation."""
 
-import json
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
 from davit.atomic import atomic_write
-from davit.explain import charts, drawing, explorer
-from davit.explain.attention import record_attention
+from davit.explain import charts, drawing
 from davit.explain.draw_results import draw_detections, draw_segmentation, draw_truth
+from davit.explain.explained import Explained
+from davit.explain.explanation import explain_pixels
+from davit.explain.explorer import explained_sections, within_budget
 from davit.explain.model_card import model_card, notes_of, read_environment
 from davit.explain.numbers import numbers_row
 from davit.explain.page import make_page
-from davit.explain.report import ATTENTION_BYTES, attention_sections, table
+from davit.explain.report import table
+from davit.explain.targets import find_targets
 from davit.inference.predictor import Predictor
 from davit.models.detector import Detector
 from davit.structures import Detections, Segmentation
@@ -21,7 +23,7 @@ from davit.tasks.detection import DetectionMetric
 from davit.tasks.segmentation import SegmentationMetric
 from davit.train.run import RunResult
 
-SHOWN, EXPLAINED = 12, 3
+SHOWN, EXPLAINED, TARGETS = 12, 3, 3
 SIDE = 384  # pixels of the longer side of a drawn picture, at most
 THRESHOLD = 0.5
 
@@ -52,7 +54,7 @@ def _page(result: RunResult) -> str:
         "curves": ("Learning curves", charts.learning_curves(result.history, title, names)),
         "classes": ("Classes", _classes(metric.per_class())),
         "pictures": ("Pictures", _gallery(result)),
-        **attention_sections(explained),
+        **explained_sections(explained),
         "card": ("Model card", table(model_card(result))),
         "environment": ("Environment", table(read_environment(result.folder))),
     }
@@ -110,21 +112,15 @@ def _card(name: str, image: Image.Image) -> str:
     return f'<li><img class="photo" alt="{name}" src="{drawing.data_uri(drawing.fit(image, SIDE))}"><p>{name}</p></li>'
 
 
-def explained_pictures(result: RunResult) -> list[tuple[explorer.Explained, dict[str, object]]]:
-    """Some validation pictures with the attention of the backbone."""
-    images, preprocessing = result.images.validation, result.model.preprocessing
-    assert preprocessing is not None
-    found: list[tuple[explorer.Explained, dict[str, object]]] = []
-    for index in range(min(EXPLAINED, len(images))):
-        pixels = preprocessing(images[index][0])
-        each = explorer.Explained(
-            image=drawing.picture(pixels, preprocessing),
-            name=images.name(index),
-            right=True,
-            record=record_attention(result.model.backbone, pixels),
-        )
-        payload = explorer.sample_data(each)
-        if found and len(json.dumps(payload)) * (len(found) + 1) > ATTENTION_BYTES:
-            break
-        found.append((each, payload))
-    return found
+def explained_pictures(result: RunResult) -> list[tuple[Explained, dict[str, object]]]:
+    """Some validation pictures explained."""
+    images, model = result.images.validation, result.model.eval()
+    assert model.preprocessing is not None
+
+    def explain(index: int) -> Explained:
+        pixels = model.preprocessing(images[index][0])
+        targets = find_targets(model, pixels, count=TARGETS)
+        name = images.name(index)
+        return explain_pixels(model, pixels, targets, preprocessing=model.preprocessing, name=name)
+
+    return within_budget(explain(index) for index in range(min(EXPLAINED, len(images))))

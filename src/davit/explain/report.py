@@ -1,7 +1,5 @@
 """One run as one HTML page: numbers, curves, mistakes, and what the model attends to."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -11,17 +9,19 @@ from PIL import Image
 from torch import Tensor
 
 from davit.atomic import atomic_write
-from davit.explain import charts, drawing, explorer
-from davit.explain.attention import record_attention
+from davit.explain import charts, drawing
 from davit.explain.class_table import class_table, counts_of
+from davit.explain.explained import Explained
+from davit.explain.explanation import explain_pixels
+from davit.explain.explorer import explained_sections, within_budget
 from davit.explain.numbers import numbers_row
 from davit.explain.page import make_page
+from davit.explain.targets import find_targets
 from davit.models.classifier import Classifier
 
 MOST_WRONG = 24
 MOST_RIGHT = 12
 MOST_EXPLAINED = 8
-ATTENTION_BYTES = 2_500_000
 THUMBNAIL = 256
 TOP = 3
 
@@ -94,7 +94,7 @@ def render(data: ReportInput) -> str:
         "classes": ("Classes", _classes(data)),
         "confusion": ("Confusion matrix", _confusion(data)),
         "predictions": ("Predictions", _gallery(data)),
-        **attention_sections(explained),
+        **explained_sections(explained),
         "card": ("Model card", table(data.card) or "<p>No card was given.</p>"),
     }
     if data.environment:
@@ -197,51 +197,28 @@ def _top(model: Classifier, pixels: Tensor) -> list[tuple[int, float]]:
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
-def _explained(data: ReportInput) -> list[tuple[explorer.Explained, dict[str, object]]]:
-    """Samples with their attention, wrong and right in turn, as many as the page should carry."""
+def _explained(data: ReportInput) -> list[tuple[Explained, dict[str, object]]]:
+    """Samples explained, wrong and right in turn, as many as the page should carry."""
     wrong = [sample for sample in data.samples if sample.prediction != sample.target]
     right = [sample for sample in data.samples if sample.prediction == sample.target]
     half = MOST_EXPLAINED // 2
     chosen = wrong[: max(half, MOST_EXPLAINED - len(right))]
     chosen = right[: MOST_EXPLAINED - len(chosen)] + chosen
-    explained: list[tuple[explorer.Explained, dict[str, object]]] = []
-    size = 0
-    for sample in chosen:
-        each = explorer.Explained(
-            image=drawing.picture(sample.pixels, data.model.preprocessing),
-            name=charts.class_name(data.model.classes, sample.target),
-            right=sample.prediction == sample.target,
-            record=record_attention(data.model, sample.pixels),
-        )
-        payload = explorer.sample_data(each)
-        size += len(json.dumps(payload))
-        if explained and size > ATTENTION_BYTES:
-            break
-        explained.append((each, payload))
-    return explained
+    return within_budget(_explain(data.model, sample) for sample in chosen)
 
 
-def attention_sections(explained: Sequence[tuple[explorer.Explained, object]]) -> dict[str, tuple[str, str]]:
-    """Sections in which a reader looks at both attentions of some samples."""
-    samples = [sample for sample, _ in explained]
-    if not samples:
-        return {}
-    sections: dict[str, tuple[str, str]] = {}
-    buttons = explorer.sample_buttons(samples)
-    if samples[0].record.windows:
-        told = (
-            "<p>At each stage, every position of the picture looks only at the positions in its own window. Choose a "
-            "position: the bright squares are what it draws on. Later stages see coarser, wider windows.</p>"
-        )
-        sections["windows"] = ("Window attention", told + buttons + explorer.window_section(samples[0]))
-    if samples[0].record.channels:
-        told = (
-            "<p>Here each channel of the network, a picture of its own, is mixed with the other channels of its group, "
-            "over the whole image at once. In the affinity matrix, a row says which channels (columns) a channel takes "
-            "from: bright means much.</p>"
-        )
-        sections["channels"] = ("Channel attention", told + buttons + explorer.channel_section(samples[0]))
-    return sections
+def _explain(model: Classifier, sample: Sample) -> Explained:
+    """What the model said is explained, and the true class beside it."""
+    classes = dict.fromkeys((sample.prediction, sample.target))
+    targets = [target for index in classes for target in find_targets(model, sample.pixels, class_index=index)]
+    return explain_pixels(
+        model,
+        sample.pixels,
+        targets,
+        preprocessing=model.preprocessing,
+        name=charts.class_name(model.classes, sample.target),
+        right=sample.prediction == sample.target,
+    )
 
 
 def table(lines: dict[str, str]) -> str:

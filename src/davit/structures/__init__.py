@@ -1,7 +1,7 @@
 """Values that cross folders."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from davit.colours import class_colour
 from davit.structures.html import show_classification, show_detections, show_embedding, show_segmentation
@@ -248,8 +248,8 @@ class Segmentation:
         found = sorted(zip(counts.tolist(), self.names, strict=False), reverse=True)  # 255 stands for no class
         return {name: share for share, name in found if share}
 
-    def to_png(self, path: "str | Path") -> None:
-        """Write the class indices as an 8-bit PNG with a palette: index 0 is class 0.
+    def to_png(self, path: "str | Path | IO[bytes]") -> None:
+        """Write the class indices as an 8-bit PNG with a palette, to a file or a stream: index 0 is class 0.
 
         Raises:
             OSError: the file cannot be written.
@@ -258,7 +258,7 @@ class Segmentation:
 
         image = Image.fromarray(self.classes.numpy()).convert("L")
         image.putpalette([part for index in range(256) for part in class_colour(index)])
-        image.save(path)
+        image.save(path, "PNG")
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values: the share of each class found."""

@@ -1,0 +1,1 @@
+"""Models behind an address: needs the extra `serve` (`pip install 'davit[serve]'`)."""
