@@ -17,6 +17,7 @@ HEAT = (
     "e84737", "fd6712", "ff9133", "ffb55b", "ffd588", "fff2c2",
 )  # fmt: skip
 CRISP = 64  # pictures of at most this side are enlarged without smoothing
+COMPRESSION = 4  # of PNGs: higher levels take five times as long for one or two percent
 JPEG_FROM = 96  # colour pictures from this side up may travel as JPEG
 
 
@@ -139,7 +140,7 @@ def png_bytes(image: Image.Image) -> bytes:
     """Encode as PNG; a picture of up to 16 palette colours takes half a byte a pixel."""
     buffer = io.BytesIO()
     few = image.mode == "P" and len(image.getpalette() or ()) <= 16 * 3
-    image.save(buffer, "PNG", optimize=True, **({"bits": 4} if few else {}))
+    image.save(buffer, "PNG", compress_level=COMPRESSION, **({"bits": 4} if few else {}))
     return buffer.getvalue()
 
 

@@ -39,8 +39,8 @@ class Stills:
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         for name in ("head", "group"):
-            if (getattr(self, name) or 1) < 1:
-                raise ValueError(f"{name}s are counted from 1, got {getattr(self, name)}")
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ValueError(f"{name}s are counted from 1, got {number}")
         if self.stage is not None and not 0 <= self.stage < len(STRIDES):
             raise ValueError(f"there are maps of the stages 1 to {len(STRIDES)}, and none of stage {self.stage + 1}")
 

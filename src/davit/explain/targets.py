@@ -100,7 +100,10 @@ def _logit(model: nn.Module, index: int, images: Tensor) -> Tensor:
 
 
 def _object_score(model: Detector, index: int, box: tuple[float, ...], images: Tensor) -> Tensor:
-    """The score of the object of this class that lies where this one does; 0 where none does."""
+    """The score of the object of this class that lies where this one does; 0 where none does.
+
+    Gradients take the regions that Mask R-CNN proposes as given, as in training.
+    """
     from torchvision.ops import box_iou  # imports as much as torch itself; classifiers do without
 
     scores: list[Tensor] = []
