@@ -460,6 +460,7 @@ def test_all_by_keyboard(visit: Callable[..., Visit], tmp_path: Path) -> None:
     files = [smooth(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abc")]
     page = visit()
     keys, focused = page.page.keyboard, page.page.locator(":focus")
+    page.page.on("filechooser", lambda _: None)  # Playwright begins to intercept late otherwise
     page.page.locator("#choose-model").wait_for()
     keys.press("Tab")
     assert focused.get_attribute("id") == "model"
