@@ -102,7 +102,7 @@ def saturation(options: Options, folder: Path) -> dict[str, Any]:
         def served() -> float:
             tally = asyncio.run(closed_loop(server.port, requests, 3 * options.batch_size, options.seconds))
             assert set(tally.seconds) == {"200"}, tally.counts()
-            return tally.count() / options.seconds
+            return tally.rate()
 
         served()
         found = turns(options.rounds, bare, served)
@@ -126,11 +126,11 @@ def overload(options: Options, folder: Path) -> dict[str, Any]:
     with serving(folder, *arguments_of(options, model_of(options, folder))) as server:
         clients = 3 * options.batch_size
         asyncio.run(closed_loop(server.port, requests, clients, 3))
-        before = asyncio.run(closed_loop(server.port, requests, clients, options.seconds)).count() / options.seconds
+        before = asyncio.run(closed_loop(server.port, requests, clients, options.seconds)).rate()
         begun = time.perf_counter()
         tally = asyncio.run(open_loop(server.port, requests, options.times * before, options.seconds))
         spent = time.perf_counter() - begun
-        after = asyncio.run(closed_loop(server.port, requests, clients, options.seconds)).count() / options.seconds
+        after = asyncio.run(closed_loop(server.port, requests, clients, options.seconds)).rate()
     peak, accepted = max(before, after), tally.seconds.get("200", [])
     refused = tally.seconds.get("503 overloaded", [])
     return {
@@ -240,7 +240,7 @@ async def _beside(
     tally = await closed_loop(server.port, requests, clients, seconds)
     await asyncio.gather(*stalling)
     assert set(tally.seconds) == {"200"}, tally.counts()
-    return tally.count() / seconds
+    return tally.rate()
 
 
 def odd(options: Options, folder: Path) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def soak(options: Options, folder: Path) -> dict[str, Any]:
     """L3."""
     requests = requests_of(options)
     with serving(folder, *arguments_of(options, model_of(options, folder))) as server:
-        peak = asyncio.run(closed_loop(server.port, requests, 3 * options.batch_size, 10)).count() / 10
+        peak = asyncio.run(closed_loop(server.port, requests, 3 * options.batch_size, 10)).rate()
         tally, samples = Tally(), []
         pieces = 20
         for piece in range(pieces):

@@ -24,6 +24,7 @@ from davit.models.create import create_model
 from davit.preprocessing import Preprocessing
 from davit.weights.save import save
 
+_ONE_BATCH = 0.03  # seconds between the first and last answer of one
 TIMEOUT = 60.0  # seconds; a request without an answer by then is lost
 
 
@@ -33,17 +34,27 @@ class Tally:
 
     Attributes:
         seconds: of each answer, by status and type of error, such as "200" and "503 overloaded".
+        ended: when each "200" came.
         lost: requests without a whole answer, by reason.
         refused: connections that were not taken.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    ended: list[float] = field(default_factory=list)
     lost: Counter[str] = field(default_factory=Counter)
     refused: int = 0
 
     def add(self, kind: str, seconds: float) -> None:
         """Count an answer."""
         self.seconds.setdefault(kind, []).append(seconds)
+        if kind == "200":
+            self.ended.append(time.perf_counter())
+
+    def rate(self) -> float:
+        """Answers a second, from the end of the first batch to the end of the last."""
+        first, last = min(self.ended), max(self.ended)
+        later = sum(moment > first + _ONE_BATCH for moment in self.ended)
+        return later / max(last - first, 1e-9)
 
     def count(self, kind: str = "200") -> int:
         """Answers of a kind."""

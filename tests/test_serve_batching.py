@@ -106,6 +106,21 @@ def test_answers_that_are_no_numbers_are_500() -> None:
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "model_failed")
 
 
+def test_a_backend_that_is_lost_in_a_batch_is_told_by_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("davit.serving.batcher.STUCK", 0.1)
+
+    async def work() -> list[int]:
+        async with running({"m": colour_model(ColourBackend(wait=0.5))}) as service, client_of(service) as client:
+            states = [(await client.get("/healthz")).status_code]
+            waiting = asyncio.ensure_future(client.post("/v1/predict", **body(colour(0))))
+            await asyncio.sleep(0.3)
+            states.append((await client.get("/healthz")).status_code)
+            await waiting
+            return [*states, (await client.get("/healthz")).status_code]
+
+    assert asyncio.run(work()) == [200, 503, 200]
+
+
 def test_deadlines_pass_and_their_work_is_dropped() -> None:
     backend = ColourBackend(wait=0.4)
 

@@ -118,7 +118,7 @@ def _add_states(app: FastAPI, service: Service) -> None:
     @app.get("/healthz")
     async def healthz() -> Response:
         """Whether the process can work; restart it where not."""
-        return _state("alive" if service.alive else "a model's thread has ended: restart the server", ok=service.alive)
+        return _state("alive" if service.alive else "a model computes no more: restart the server", ok=service.alive)
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")

@@ -17,6 +17,7 @@ from davit.serving.errors import ProblemError
 
 _log = logging.getLogger(__name__)
 _MEMORY = 0.2  # weight of the last batch in the mean time of an image
+STUCK = 120.0  # seconds of one batch after which the process had better be started anew
 _SHARE = 0.5  # of its deadline that a request may be expected to wait; the rest is for errors of that expectation
 
 
@@ -94,13 +95,15 @@ class Batcher:
         self._closed = False
         self._seconds = 0.0  # of an image
         self._last_done = 0.0
+        self._begun: float | None = None
         self._thread = threading.Thread(target=self._work, name=f"davit-{name}", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is there."""
-        return self._thread.is_alive()
+        """Whether the thread is there, and not lost in one batch."""
+        begun = self._begun
+        return self._thread.is_alive() and (begun is None or time.monotonic() - begun < STUCK)
 
     def expected(self) -> float:
         """Seconds that a picture accepted now is expected to wait."""
@@ -201,16 +204,16 @@ class Batcher:
         return works
 
     def _compute(self, works: list[_Work]) -> None:
-        started = time.monotonic()
+        self._begun = started = time.monotonic()
         try:
             outputs = list(works[0].run(works))
             failed = False
-        except Exception as error:  # whatever a backend raises concerns this batch alone
+        except BaseException as error:  # whatever a backend raises concerns this batch alone, and never the thread
             failed = True
             outputs = [error] * len(works)
             if works[0].pixels is not None:
                 _log.error("%s failed on a batch of %d: %r", self._name, len(works), error)
-        now = time.monotonic()
+        self._begun, now = None, time.monotonic()
         if works[0].pixels is not None:
             # While there was no pause, from one end to the next: it may be decoding that limits the rate.
             begun = self._last_done if self._last_done > works[0].call.accepted else started

@@ -77,6 +77,7 @@ class Loader:
 
     async def watch(self) -> None:
         """Go on looking for newer files, until cancelled."""
+        loop = asyncio.get_running_loop()
         seen: dict[str, Signature] = {}
         while True:
             asked = False
@@ -84,7 +85,7 @@ class Loader:
                 asked = await asyncio.wait_for(self._asked.wait(), self._every or None)
             self._asked.clear()
             for name, model in self._service.models.items():
-                found = _signature(model.source)
+                found = await loop.run_in_executor(self._pool, _signature, model.source)  # files may be far away
                 settled = asked or found == seen.get(name)  # a file that still grows is left alone
                 seen[name] = found
                 if found and settled and found not in (model.signature, self._tried.get(name)):

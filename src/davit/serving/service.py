@@ -180,9 +180,8 @@ class Service:
         async def work(call: Call) -> list[dict[str, Any]]:
             tasks = [one(upload, upload.called(place), call) for place, upload in enumerate(uploads)]
             found = await asyncio.gather(*tasks, return_exceptions=True)
-            return [
-                _entry(upload, result, alone=len(uploads) == 1) for upload, result in zip(uploads, found, strict=True)
-            ]
+            alone = len(uploads) == 1
+            return [self._entry(*pair, alone=alone) for pair in zip(uploads, found, strict=True)]
 
         images = len(uploads)
         results = await accept(request, model, model.batcher, images, patience=patience, hold=hold, work=work)
@@ -233,15 +232,11 @@ class Service:
         except ValueError as error:
             raise ProblemError("model_failed", f"{model.source.name} gave no usable answer: {error}") from error
 
-
-def _entry(upload: Upload, result: dict[str, Any] | BaseException, *, alone: bool) -> dict[str, Any]:
-    """What stands in the place of one picture.
-
-    Raises:
-        ProblemError: where it concerns more than this picture, or there is no other.
-    """
-    if not isinstance(result, BaseException):
-        return result
-    if alone or not isinstance(result, ProblemError) or result.problem.status >= 500:
-        raise result
-    return {"file": upload.name, **result.problem.to_json()}
+    def _entry(self, upload: Upload, result: dict[str, Any] | BaseException, *, alone: bool) -> dict[str, Any]:
+        """What stands in the place of one picture; an error that concerns more than it is raised."""
+        if not isinstance(result, BaseException):
+            return result
+        if alone or not isinstance(result, ProblemError) or result.problem.status >= 500:
+            raise result
+        self.metrics.rejections.labels(result.problem.type).inc()
+        return {"file": upload.name, **result.problem.to_json()}
