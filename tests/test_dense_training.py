@@ -104,6 +104,8 @@ def test_a_run_leaves_a_model_that_loads_and_predicts(tmp_path: Path, name: str)
         page = write_run_report(result).read_text()
         assert "From a picture to captions" in page
         assert "&#10003;" in page
+        caption = result.images.validation.caption(0)
+        assert f'alt="Grad-CAM of {caption}"' in page
         with pytest.raises(ValueError, match="embed_images"):
             davit.Predictor(model)
         return
@@ -123,6 +125,9 @@ def test_a_run_leaves_a_model_that_loads_and_predicts(tmp_path: Path, name: str)
     page = write_run_report(result).read_text()
     assert page.count('alt="Found"') == 3
     assert "Window attention" in page
+    assert "Attention rollout" in page
+    if name == "digits.segmentation":
+        assert 'alt="Grad-CAM of ' in page
 
 
 def test_a_detector_starts_from_a_classifier_and_keeps_frozen_stages(tmp_path: Path, capsys) -> None:

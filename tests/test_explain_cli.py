@@ -137,9 +137,9 @@ def test_points_blocks_heads_and_groups(
     code, done, _ = explain(picture, "--model", model, "--out", out, *asked, capsys=capsys)
     assert code == 0
     (entry,) = done["pictures"]
-    assert entry["points"] == [[2.4, 2.7], [93.6, 125.3]]
+    assert entry["points"] == [[0, 0], [19, 23]]
     names = set(entry["written"])
-    for place in ("2,2", "93,125"):
+    for place in ("0,0", "19,23"):
         assert {f"window_stage3_block1_at_{place}.png", f"window_stage4_block1_at_{place}.png"} <= names
     assert {name for name in names if name.startswith("channels")} == {
         "channels_stage3_block1_group3.png",
@@ -150,7 +150,7 @@ def test_points_blocks_heads_and_groups(
     seen = record_attention(loaded, pixels, [(2, 0)]).windows[0].at_pixel(93, 125)
     assert seen.query == (5, 7)
     drawn = drawing.overlay(drawing.picture(pixels, loaded.preprocessing), drawing.unit(seen.heads[1]), 16, scale=3)
-    written = np.asarray(Image.open(out / "0" / "window_stage3_block1_at_93,125.png").convert("RGB")).astype(int)
+    written = np.asarray(Image.open(out / "0" / "window_stage3_block1_at_19,23.png").convert("RGB")).astype(int)
     same = (np.abs(written - np.asarray(drawn)) <= 1).all(2)
     assert same[:190, :190].all()  # outside the window
     assert 0.9 < same[192:, 192:].mean() < 1  # and inside it but for the outlines

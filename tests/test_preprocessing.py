@@ -124,3 +124,17 @@ def test_what_cannot_be_applied_is_refused(fields: dict, reason: str) -> None:
 def test_it_survives_json() -> None:
     ours = Preprocessing(size=(97, 131), crop=0.95, interpolation="bilinear", mean=(0.1,), std=(0.2,))
     assert from_json(Preprocessing, to_json(ours)) == ours
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "within"])
+@pytest.mark.parametrize("size", [(90, 120), (120, 90), (64, 64), (300, 64)])
+def test_a_point_is_placed_where_its_pixels_go(fit: str, size: tuple[int, int]) -> None:
+    preprocessing = Preprocessing(size=(48, 60), fit=fit, crop=0.8, mean=(0.5,), std=(0.5,))  # type: ignore[arg-type]
+    height, width = size
+    for y, x in ((height // 2, width // 2), (height // 2 + 9, width // 2 - 12)):
+        image = np.zeros((height, width), np.uint8)
+        image[y - 2 : y + 3, x - 2 : x + 3] = 255
+        light = preprocessing(Image.fromarray(image))[0].clamp_min(-1) + 1
+        rows, columns = torch.meshgrid(*(torch.arange(side) + 0.5 for side in light.shape), indexing="ij")
+        found = [float((light * place).sum() / light.sum()) for place in (rows, columns)]
+        assert preprocessing.place(y + 0.5, x + 0.5, height, width) == pytest.approx(tuple(found), abs=0.6)

@@ -110,7 +110,8 @@ def test_page_is_whole_self_contained_and_escaped() -> None:
 
 def test_attention_data_can_be_read_back() -> None:
     page = render(make_input())
-    data = json.loads(re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)[0])
+    found = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    data = [json.loads(each) for each in found]
     assert len(data) == 3
     assert {sample["name"] for sample in data} == {AWKWARD, "three"}
     first = data[0]["windows"][0]
@@ -118,6 +119,10 @@ def test_attention_data_can_be_read_back() -> None:
     assert first["padding"][0][0] == 0
     assert first["padding"][7][7] > 0
     assert data[0]["channels"][0]["chosen"][0][0] in range(8)
+    wrong = next(sample for sample in data if not sample["right"])
+    assert [cam["label"] for cam in wrong["cams"]] == ["three", AWKWARD]  # what it said, then what it is
+    assert all(len(cam["maps"]) == 4 for cam in wrong["cams"])
+    assert wrong["rollout"]["cells"] == [8, 8]
 
 
 def test_write_replaces_the_page_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +188,7 @@ def test_confused_pairs_come_in_order() -> None:
 
 def test_the_page_carries_a_bounded_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "ATTENTION_BYTES", 1)
-    assert len(re.findall("data-sample=", render(make_input()).split("<script")[0])) == 2  # one, in both strips
+    assert len(re.findall("data-sample=", render(make_input()).split("<script")[0])) == 4  # one, in all strips
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (3e-4, 3e-4), (0.0, 0.0), (0.91, 0.994), (1, 20_000)])

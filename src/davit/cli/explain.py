@@ -208,7 +208,9 @@ def _explain_one(job: _Job, path: Path, name: str, prepared: "Prepared") -> tupl
     from davit.explain.stills import write_stills
 
     subject, pixels = job.subject, prepared.pixels
-    points = [_placed(subject, point, prepared) for point in job.points] or [(pixels.shape[1] / 2, pixels.shape[2] / 2)]
+    middle = prepared.size[0] // 2, prepared.size[1] // 2
+    asked = job.points or (middle,)
+    points = [_placed(subject, point, prepared) for point in asked]
     answer = subject.answer(prepared)
     targets = subject.targets(pixels, job.class_index, job.top)
     sample = explain_pixels(
@@ -222,11 +224,11 @@ def _explain_one(job: _Job, path: Path, name: str, prepared: "Prepared") -> tupl
         occlusion=job.occlusion,
     )
     sample = replace(sample, answer=_pairs(answer))
-    written = write_stills(sample, job.stills, job.out / name)
+    written = write_stills(sample, job.stills, job.out / name, [f"{y},{x}" for y, x in asked])
     entry: dict[str, Any] = {"file": str(path), "folder": str(job.out / name)}
     entry["answer"] = {key: value for key, value in answer.to_json().items() if key != "file"} if answer else None
     entry["targets"] = [_target(cam) for cam in sample.cams]
-    entry["points"] = [[round(y, 1), round(x, 1)] for y, x in points]
+    entry["points"] = [list(point) for point in asked]
     return entry | {"written": [file.name for file in written]}, sample
 
 

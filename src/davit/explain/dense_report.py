@@ -3,7 +3,9 @@
 from html import escape
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from davit.atomic import atomic_write
 from davit.explain import charts, drawing
@@ -15,9 +17,11 @@ from davit.explain.model_card import model_card, notes_of, read_environment
 from davit.explain.numbers import numbers_row
 from davit.explain.page import make_page
 from davit.explain.report import table
-from davit.explain.targets import find_targets
+from davit.explain.targets import Target, find_targets, likeness
 from davit.inference.predictor import Predictor
+from davit.models.clip import ImageTextModel
 from davit.models.detector import Detector
+from davit.models.zero_shot import Embedder
 from davit.structures import Detections, Segmentation
 from davit.tasks.detection import DetectionMetric
 from davit.tasks.segmentation import SegmentationMetric
@@ -119,8 +123,18 @@ def explained_pictures(result: RunResult) -> list[tuple[Explained, dict[str, obj
 
     def explain(index: int) -> Explained:
         pixels = model.preprocessing(images[index][0])
-        targets = find_targets(model, pixels, count=TARGETS)
+        targets = _targets(result, pixels, index)
         name = images.name(index)
         return explain_pixels(model, pixels, targets, preprocessing=model.preprocessing, name=name)
 
     return within_budget(explain(index) for index in range(min(EXPLAINED, len(images))))
+
+
+def _targets(result: RunResult, pixels: Tensor, index: int) -> list[Target]:
+    """The surest of the answer; of an image-text model, which gives none, the likeness to the picture's caption."""
+    model, images = result.model, result.images.validation
+    if not isinstance(model, ImageTextModel):
+        return find_targets(model, pixels, count=TARGETS)
+    with torch.no_grad():
+        vector = model.embed_texts(images[index][1].tokens[None])[0]
+    return [likeness(Embedder(model).eval(), pixels, vector, images.caption(index))]

@@ -257,8 +257,8 @@ function explore() {
 
   const first = now();
   for (const part of all("[data-cam]")) {
-    (first.cams[0]?.maps ?? []).forEach((map) => $(".maps", part).append(
-      button(map.stage + 1, `Map of stage ${map.stage + 1}`, () => { state.map = map.stage; draw(everything); })));
+    [0, 1, 2, 3].forEach((stage) => $(".maps", part).append(
+      button(stage + 1, `Map of stage ${stage + 1}`, () => { state.map = stage; draw(everything); })));
   }
   all("[data-sample]").forEach((each) => each.addEventListener("click", () => choose(Number(each.dataset.sample))));
   all("[data-window]").forEach((figure) => {

@@ -56,13 +56,14 @@ class Stills:
                 raise ValueError(f"the blocks shown have up to {most} {name}s, and no {name} {getattr(self, name)}")
 
 
-def write_stills(sample: Explained, stills: Stills, folder: Path) -> list[Path]:
+def write_stills(sample: Explained, stills: Stills, folder: Path, names: Sequence[str]) -> list[Path]:
     """Draw an explained picture into a folder, which is made.
 
     Args:
         sample: the picture.
         stills: what to draw.
         folder: where to.
+        names: of the points, in the files' names.
 
     Raises:
         OSError: a file cannot be written.
@@ -76,14 +77,15 @@ def write_stills(sample: Explained, stills: Stills, folder: Path) -> list[Path]:
         drawn["grad_cam_maps"] = _cam_sheet(sample)
     if sample.rollout:
         drawn["rollout_mean"] = _rolled(sample, sample.rollout.mean)
-    for point, tile in zip(sample.points, sample.rollout.at if sample.rollout else (), strict=False):
-        drawn[f"rollout_at_{_named(point)}"] = _asking(sample, _rolled(sample, tile), point, STRIDES[-1])
+    for name, point, tile in zip(names, sample.points, sample.rollout.at if sample.rollout else (), strict=False):
+        drawn[f"rollout_at_{name}"] = _asking(sample, _rolled(sample, tile), point, STRIDES[-1])
     for block in sample.record.windows:
         if stills.head is not None and stills.head > block.num_heads:
             continue
-        for point in sample.points:
-            name = f"window_stage{block.stage + 1}_block{block.block + 1}_at_{_named(point)}"
-            drawn[name] = draw_window(sample, block, point, stills.head)
+        for name, point in zip(names, sample.points, strict=True):
+            drawn[f"window_stage{block.stage + 1}_block{block.block + 1}_at_{name}"] = draw_window(
+                sample, block, point, stills.head
+            )
     for channels in sample.record.channels:
         if stills.group > len(channels.affinity):
             continue
@@ -181,7 +183,3 @@ def _titled(image: Image.Image, title: str, size: int = 13) -> Image.Image:
     draw.text((2, 3), fitting(draw, font, title, image.width - 4), INK, font)
     sheet.paste(image.convert("RGB"), (0, LINE))
     return sheet
-
-
-def _named(point: tuple[float, float]) -> str:
-    return f"{int(point[0])},{int(point[1])}"
