@@ -2,10 +2,12 @@
 
     python benchmarks/captioned_digits.py score runs/digits.contrastive/model.safetensors
     python benchmarks/captioned_digits.py classify [--model davit|cnn] [--init FILE] [--size 64] [--digits 14 28]
+    python benchmarks/captioned_digits.py classify --digits 34 54 --steps 400 --standardise --bright 150 --matrix-rate 3
 
 `score`: image to text R@1 over 200 unseen scenes, by the number of digits in them, and how many of 400 unseen single
 digits are named right by their names alone. `classify`: the training loss of a classifier of scenes with one digit, by
-cross-entropy from the whole picture's label, with Muon for DaViT and AdamW for the CNN.
+cross-entropy from the whole picture's label, with Muon for DaViT and AdamW for the CNN; `--bright` shows, for that many
+steps, only digits that are brighter than what is around them.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -61,9 +64,16 @@ def score(checkpoint: Path) -> None:
     print(f"single digits by their names: {float(right):.3f} of 400")
 
 
-def classify(kind: str, init: str, side: int, digits: tuple[float, float], steps: int) -> None:
+def brighter(shade: float, rng: np.random.Generator) -> np.ndarray:
+    """A colour that is brighter than the background, in place of `scenes._colour`."""
+    return np.float32(np.clip(shade + rng.uniform(100, 150) + rng.uniform(-20, 20, 3), 0, 255))
+
+
+def classify(options: argparse.Namespace) -> None:
     """Train a classifier and print its loss, averaged over about 20 steps."""
+    kind, init, side, digits, steps = options.model, options.init, options.size, options.digits, options.steps
     scenes.SMALLEST, scenes.LARGEST = digits[0], digits[1] / side
+    either = scenes._colour
     data = CaptionedScenes("train", steps * BATCH, size=side, most=1)
     preprocessing = Preprocessing.imagenet(side, crop=1.0)
     torch.manual_seed(0)
@@ -78,12 +88,19 @@ def classify(kind: str, init: str, side: int, digits: tuple[float, float], steps
             backbone = replace(start.config.backbone, drop_path=0.0)  # type: ignore[missing-attribute]
         model, rate = Classifier(ClassifierConfig(backbone=backbone, num_classes=10)), 2e-3
         initialise(model, 0, values_of(start, model) if start is not None else {})
-        optimizer = make_optimizer(model, OptimizerConfig(kind="muon", learning_rate=rate, betas=(0.9, 0.98)))
+        optimizer = make_optimizer(
+            model,
+            OptimizerConfig(kind="muon", learning_rate=rate, betas=(0.9, 0.98), matrix_rate=options.matrix_rate),
+        )
     mean = 0.0
     for step in range(steps):
         set_rate(optimizer, rate * min(1, (step + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
         chosen = range(step * BATCH, (step + 1) * BATCH)
+        scenes._colour = brighter if step < options.bright else either
         pixels = torch.stack([preprocessing(data[i][0]) for i in chosen])
+        if options.standardise:
+            pixels = pixels - pixels.mean((1, 2, 3), keepdim=True)
+            pixels = pixels / pixels.std((1, 2, 3), keepdim=True)
         wanted = torch.tensor([data.scenes.placed(i)[0].digit for i in chosen])
         loss = F.cross_entropy(model.train()(pixels), wanted)
         optimizer.zero_grad()
@@ -116,11 +133,14 @@ def main() -> None:
     learn.add_argument("--size", type=int, default=64, help="side of the scenes")
     learn.add_argument("--digits", type=float, nargs=2, default=(14.0, 28.0), help="heights of the digits, in pixels")
     learn.add_argument("--steps", type=int, default=200)
+    learn.add_argument("--matrix-rate", type=float, default=1.0, help="of Muon's matrices, over the rate")
+    learn.add_argument("--standardise", action="store_true", help="give each picture a mean of 0 and a deviation of 1")
+    learn.add_argument("--bright", type=int, default=0, help="steps that show bright digits only")
     options = parser.parse_args()
     if options.verb == "score":
         score(options.checkpoint)
     else:
-        classify(options.model, options.init, options.size, tuple(options.digits), options.steps)
+        classify(options)
 
 
 if __name__ == "__main__":
