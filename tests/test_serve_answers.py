@@ -236,6 +236,8 @@ def test_explanations_are_what_the_callable_makes(models: dict[str, Path]) -> No
     def explain(model: Any, picture: Image.Image, index: int | None) -> dict[str, Any]:
         if index == 4:
             raise ValueError("of class 4 nothing is known")
+        if index == 3:
+            raise RuntimeError("a secret")
         return {"classes": model.classes, "size": picture.size, "class": index}
 
     async def work() -> list[httpx.Response]:
@@ -243,14 +245,16 @@ def test_explanations_are_what_the_callable_makes(models: dict[str, Path]) -> No
         async with running(loaded, explain=explain) as service, client_of(service) as client:
             return [
                 await client.post(f"/v1/explain{query}", files=parts(pictures(1)))
-                for query in ("", "?class=2", "?class=4")
+                for query in ("", "?class=2", "?class=4", "?class=3")
             ]
 
-    first, second, third = asyncio.run(work())
+    first, second, third, fourth = asyncio.run(work())
     assert first.json() == {"model": "c", "file": "0.bin", "classes": list("abcde"), "size": [97, 131], "class": None}
     assert second.json()["class"] == 2
     assert third.status_code == 422
     assert "of class 4 nothing is known" in third.json()["error"]["message"]
+    assert (fourth.status_code, fourth.json()["error"]["type"]) == (500, "model_failed")
+    assert "secret" not in fourth.text
 
 
 def test_explanations_and_answers_do_not_disturb_each_other(models: dict[str, Path]) -> None:

@@ -232,6 +232,10 @@ def test_work_of_clients_who_left_is_dropped_and_leaks_nothing() -> None:
                 await asyncio.gather(*(leave(port, gate) for _ in range(1000)))
                 assert (await held).status_code == 200
                 backend.wait = 0.0
+                for _ in range(200):  # until the server has heard of all
+                    if not service.models["m"].batcher.pending:
+                        break
+                    await asyncio.sleep(0.05)
                 answer = await client.post(f"{address}/v1/predict", **body(colour(2)))
                 assert best(answer.json()["results"][0]) == "blue"
             await asyncio.sleep(0.1)

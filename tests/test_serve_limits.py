@@ -256,6 +256,22 @@ def test_states_before_and_after_serving() -> None:
     asyncio.run(work())
 
 
+def test_errors_of_the_server_itself_have_a_type_too(caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong(ColourBackend):
+        @property
+        def preprocessing(self) -> Any:
+            raise KeyError("secret")
+
+    async def work() -> httpx.Response:
+        async with running({"m": colour_model(Wrong())}) as service, client_of(service) as client:
+            return await client.get("/v1/models")
+
+    answer = asyncio.run(work())
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert "secret" in caplog.text
+
+
 def test_metrics_count_what_happened() -> None:
     async def work() -> str:
         async with running({"m": colour_model()}) as service, client_of(service) as client:

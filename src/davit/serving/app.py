@@ -13,8 +13,8 @@ from starlette.types import ASGIApp
 from davit import __version__
 from davit.serving.answers import Wanted
 from davit.serving.assets import page_files
-from davit.serving.errors import Problem, ProblemError
-from davit.serving.gate import Gate, patience
+from davit.serving.errors import INTERNAL, ClientGoneError, Problem, ProblemError
+from davit.serving.gate import GONE, Gate, patience
 from davit.serving.intake import drain
 from davit.serving.schemas import ModelList, Predictions, Vectors, picture_body, problems
 from davit.serving.service import Service
@@ -159,6 +159,14 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         if error.problem.type == "body_too_large":
             await drain(request.receive, service.limits)
         return told(error.problem)
+
+    @app.exception_handler(Exception)
+    async def other(_request: Request, _error: Exception) -> Response:
+        return told(INTERNAL)  # and it is raised on, to be logged
+
+    @app.exception_handler(ClientGoneError)
+    async def gone(_request: Request, _error: ClientGoneError) -> Response:
+        return Response(status_code=GONE)
 
     @app.exception_handler(RequestValidationError)
     async def parameter(_request: Request, error: RequestValidationError) -> Response:

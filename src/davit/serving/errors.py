@@ -67,6 +67,11 @@ class Problem:
         return headers
 
 
+INTERNAL = Problem(
+    type="internal_error", message="an error of the server itself: tell whoever runs it, its log says more"
+)
+
+
 class ProblemError(Exception):
     """A problem on its way to the client."""
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from davit.serving.errors import CLOSING, ClientGoneError, Problem, ProblemError
+from davit.serving.errors import CLOSING, INTERNAL, Problem, ProblemError
 from davit.serving.intake import drain
 from davit.serving.service import Service
 
@@ -22,7 +22,7 @@ access_log = logging.getLogger(f"{__name__}.access")
 POSTS = ("/v1/predict", "/v1/embed", "/v1/explain")
 ROUTES = (*POSTS, "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
 OPEN = ("/healthz", "/readyz")  # whatever the keys, as the page is
-_GONE = 499  # what logs and metrics say of a request whose client left, as nginx does
+GONE = 499  # what logs and metrics say of a request whose client left, as nginx does
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
 
@@ -57,7 +57,7 @@ class Gate:
             seconds = time.monotonic() - passage.begun
             metrics.requests.labels(route, str(passage.status)).inc()
             metrics.seconds.labels(route).observe(seconds)
-            if passage.status == _GONE:
+            if passage.status == GONE:
                 metrics.disconnects.inc()
             access_log.info("", extra={"access": passage.line(seconds)})
 
@@ -69,8 +69,6 @@ class Gate:
             if error.problem.type in CLOSING:
                 await drain(receive, self._service.limits)
             await self._refuse(error.problem, passage)
-        except ClientGoneError:
-            passage.status = _GONE
         except asyncio.CancelledError:
             if passage.started:
                 raise
@@ -81,9 +79,8 @@ class Gate:
         except Exception:
             _log.exception("an error of the server itself")
             if passage.started:
-                raise
-            message = "an error of the server itself: tell whoever runs it, its log says more"
-            await self._refuse(Problem(type="internal_error", message=message), passage)
+                return
+            await self._refuse(INTERNAL, passage)
 
     async def _refuse(self, problem: Problem, passage: "_Passage") -> None:
         self._service.metrics.rejections.labels(problem.type).inc()
@@ -98,7 +95,8 @@ class Gate:
         if path in POSTS and scope["method"] == "POST":
             asked = parse_qs(scope["query_string"].decode("latin-1"))
             name = asked["model"][-1] if "model" in asked else None
-            self._service.check(name, patience(headers, self._service.limits.deadline))
+            seconds = patience(headers, self._service.limits.deadline)
+            self._service.check(name, seconds, explanation=path == "/v1/explain")
 
     def _known(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")

@@ -1,6 +1,7 @@
 """Requests to answers: accept, decode in threads, compute together, tell."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from davit.serving.served import ServedModel
 Explain = Callable[[nn.Module, Image.Image, int | None], dict[str, Any]]
 One = Callable[[Upload, str, Call], Awaitable[dict[str, Any]]]
 
+_log = logging.getLogger(__name__)
 _TEXTS = 16  # count as an image
 _FINISHERS = 2  # threads that make results, so that these do not wait behind pictures to be decoded
 
@@ -94,9 +96,10 @@ class Service:
             raise ProblemError("unknown_model", f"there is no model {ascii(name)[:100]}; those served are {known}")
         return found
 
-    def check(self, name: str | None, patience: float) -> None:
+    def check(self, name: str | None, patience: float, *, explanation: bool = False) -> None:
         """Refuse a request as early as may be, before its body is read; see `model` and `Batcher.check`."""
-        self.model(name).batcher.check(1, patience)
+        model = self.model(name)
+        (model.explainer if explanation else model.batcher).check(1, patience)
 
     async def predict(self, request: Request, name: str | None, wanted: Wanted, patience: float) -> dict[str, Any]:
         """Answer `/v1/predict`.
@@ -153,6 +156,8 @@ class Service:
                 return await model.explainer.run(lambda: explain(picture, index), call)
             except ValueError as error:
                 raise ProblemError("bad_parameter", f"{model.source.name} cannot be explained: {error}") from error
+            except RuntimeError as error:
+                raise _failed(model, error) from error
 
         with self.budget.hold() as hold:
             uploads = await read_uploads(request, self.limits, hold)
@@ -229,8 +234,8 @@ class Service:
     async def _finish(self, model: ServedModel, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._finishing, function)
-        except ValueError as error:
-            raise ProblemError("model_failed", f"{model.source.name} gave no usable answer: {error}") from error
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise _failed(model, error) from error
 
     def _entry(self, upload: Upload, result: dict[str, Any] | BaseException, *, alone: bool) -> dict[str, Any]:
         """What stands in the place of one picture; an error that concerns more than it is raised."""
@@ -240,3 +245,10 @@ class Service:
             raise result
         self.metrics.rejections.labels(result.problem.type).inc()
         return {"file": upload.name, **result.problem.to_json()}
+
+
+def _failed(model: ServedModel, error: Exception) -> ProblemError:
+    """Tell the log what went wrong, and the client that something did."""
+    name = model.source.name
+    _log.error("%s gave no usable answer: %r", name, error)
+    return ProblemError("model_failed", f"{name} gave no usable answer: whoever runs the server finds in its log why")
