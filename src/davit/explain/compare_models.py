@@ -177,7 +177,7 @@ def growth_table(comparison: Comparison) -> list[list[str]]:
     if not rows or len(largest) < 2:
         return []
     far = sorted({size for macs in comparison.macs.values() for size in macs}, key=lambda size: size[0] * size[1])[-2:]
-    head = ["model", "by", "time", _span(largest), "MACs", _span(far)]
+    head = ["model", "by", "time, all", _span(largest), "MACs, all", _span(far)]
     return [head, *rows]
 
 

@@ -20,7 +20,7 @@ from davit.explain.compare_models import (
     sources,
     where,
 )
-from davit.explain.compare_panels import accuracy_panels, growth_panels
+from davit.explain.compare_panels import EXPONENT, accuracy_panels, growth_panels
 from davit.explain.page import make_page
 from davit.explain.plane_png import write_panels
 from davit.explain.tables import sortable
@@ -43,9 +43,10 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     for path, text in zip(written, (render(comparison), json.dumps(comparison.to_json(), indent=2)), strict=True):
         with atomic_write(path) as file:
             file.write(text.encode())
-    for name, panels in (("accuracy.png", accuracy_panels(comparison)), ("growth.png", growth_panels(comparison))):
+    plots = (("accuracy.png", accuracy_panels(comparison), ""), ("growth.png", growth_panels(comparison), EXPONENT))
+    for name, panels, note in plots:
         if panels:
-            write_panels(panels, folder / name)
+            write_panels(panels, folder / name, note)
             written.append(folder / name)
     return written
 
@@ -58,10 +59,8 @@ def render(comparison: Comparison) -> str:
     if accuracy:
         sections["accuracy"] = ("Accuracy and cost", f'<div class="charts wide">{accuracy}</div>{_quiet(LEFT_OUT)}')
     if growth := "".join(plane.figure(panel) for panel in growth_panels(comparison)):
-        sections["growth"] = (
-            "Growth with the image",
-            f'<div class="charts wide">{growth}</div>{_exponents(comparison)}',
-        )
+        drawn = f'<p>{EXPONENT}</p><div class="charts wide">{growth}</div>'
+        sections["growth"] = ("Growth with the image", f"{drawn}{_exponents(comparison)}")
     sections["published"] = ("Published", _published(comparison))
     sections["how"] = (
         "How it was measured",

@@ -23,6 +23,7 @@ TONES = {
     "ConvNeXt": "tone-f",
 }
 DASHES = ("", "5 3", "2 3", "8 3 2 3")
+EXPONENT = "The number behind a name is e in cost = a * pixels^e: 1 is linear, 2 quadratic."
 FORMS = {"global": "tone-e", "window": "tone-a", "channel": "tone-b"}
 
 
@@ -56,11 +57,10 @@ def growth_panels(comparison: Comparison) -> list[Panel]:
     ]
     seconds = _curves([(_label(comparison, entry), entry, growth) for entry, growth in times], 1e3)
     counted = _curves([(entry.name, entry, growth) for entry, growth in macs], 1e-9)
-    note = "The number behind a name is e in cost = a * pixels^e: 1 is linear, 2 quadratic."
     panels = [
-        _growth("Time, measured", f"ms for {_images(comparison.batch)}, median", seconds, note),
-        _growth("Multiply-adds of the model", "GMACs", counted, note),
-        _growth(f"One attention on {comparison.form_of}'s first map, closed form", "GMACs", tuple(curves), note),
+        _growth("Time, measured", f"ms for {_images(comparison.batch)}, median", seconds),
+        _growth("Multiply-adds of the model", "GMACs", counted),
+        _growth(f"One attention on {comparison.form_of}'s first map, closed form", "GMACs", tuple(curves)),
     ]
     return [panel for panel in panels if panel.curves]
 
@@ -74,11 +74,11 @@ def _accuracy(title: str, across: str, marks: list[Mark], note: str) -> Panel:
     return Panel(title=title, across=across, up="ImageNet-1k top-1, %", marks=tuple(marks), log_x=True, note=note)
 
 
-def _growth(title: str, up: str, curves: tuple[Curve, ...], note: str) -> Panel:
+def _growth(title: str, up: str, curves: tuple[Curve, ...]) -> Panel:
     pixels = sorted({x for curve in curves for x, _ in curve.points})
     places = tuple((value, f"{math.sqrt(value):.0f}") for value in pixels)
     across = "side of a square image of as many pixels"
-    return Panel(title=title, across=across, up=up, curves=curves, log_x=True, log_y=True, places=places, note=note)
+    return Panel(title=title, across=across, up=up, curves=curves, log_x=True, log_y=True, places=places)
 
 
 def _curves(rows: list[tuple[str, Entry, Growth]], unit: float) -> tuple[Curve, ...]:
@@ -138,18 +138,17 @@ def _nearest(comparison: Comparison, entry: Entry, printed: Published) -> Size:
 
 
 def _elsewhere(comparison: Comparison) -> str:
-    """What to say where a time was not measured at the published size."""
-    sizes = {
-        entry: _nearest(comparison, entry, printed) for entry in comparison.entries if (printed := printed_score(entry))
-    }
-    at = sorted(set(sizes.values()))
-    others = [
-        f"{entry.name}'s accuracy is that of {printed.size} px"
-        for entry, size in sizes.items()
-        if (printed := printed_score(entry)) and size != (printed.size, printed.size)
-    ]
-    measured = " and ".join(f"{height}x{width}" for height, width in at)
-    return ". ".join([f"Measured at {measured}", *dict.fromkeys(others)]) + "."
+    """Where the times and the accuracies of a plot are from."""
+    found = [(entry, printed) for entry in comparison.entries if (printed := printed_score(entry))]
+    nearest = {_nearest(comparison, entry, printed) for entry, printed in found}
+    times = " and ".join(f"{height}x{width}" for height, width in sorted(nearest))
+    sizes: dict[int, list[str]] = {}
+    for entry, printed in found:
+        sizes.setdefault(printed.size, []).append(entry.name)
+    usual = max(sizes, key=lambda size: len(sizes[size]), default=0)
+    others = [f"{size} px: {', '.join(dict.fromkeys(names))}" for size, names in sizes.items() if size != usual]
+    rest = f" ({'; '.join(others)})" if others else ""
+    return f"Times of {times}; accuracies were published for {usual} px{rest}."
 
 
 def _label(comparison: Comparison, entry: Entry) -> str:

@@ -149,7 +149,8 @@ def _svg(panel: Panel) -> str:
     labels = place_names(spots, names, (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
     dots = "".join(_mark(mark, spot) for mark, spot in zip(panel.marks, spots, strict=True))
     texts = "".join(
-        f'<text x="{x:.1f}" y="{y:.1f}">{escape(name)}</text>' for name, (x, y) in zip(names, labels, strict=True)
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
+        for name, (x, y, anchor) in zip(names, labels, strict=True)
     )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_told(panel))}">{grid}{across}</text>'
@@ -159,7 +160,7 @@ def _svg(panel: Panel) -> str:
 
 def place_names(
     spots: Sequence[Point], names: Sequence[str], room: tuple[float, float, float, float], letter: float = LETTER
-) -> list[Point]:
+) -> "list[Label]":
     """Find a place beside each point for its name, where it covers neither points nor names, as far as that goes.
 
     Args:
@@ -169,26 +170,25 @@ def place_names(
         letter: width of a letter.
 
     Returns:
-        Left end of the base line of each name.
+        The place of each name.
     """
     line = LINE * letter / LETTER
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
-    found: list[Point] = []
+    found: list[Label] = []
     for (x, y), name in zip(spots, names, strict=True):
         wide = letter * len(name)
-        right, left, middle = x + 8, x - 8 - wide, x - wide / 2
-        rows = [y + 4, y - 9, y + 16, y - 22, y + 29, y - 35, y + 42]
-        candidates = [
-            (column, row) for row in rows for column in (right, left, middle) if (column, row) != (middle, y + 4)
-        ]
-        boxes = [(a, b - line + 3, a + wide, b + 3) for a, b in candidates]
+        rows = [y + 4 + shift for shift in (0, -13, 12, -26, 25, -39, 38)]
+        sides = [(x + 8, "start", x + 8), (x - 8, "end", x - 8 - wide), (x, "middle", x - wide / 2)]
+        places = [(at, row, anchor, left) for row in rows for at, anchor, left in sides]
+        boxes = [(left, row - line + 3, left + wide, row + 3) for _, row, _, left in places]
         costs = [sum(_shared(box, other) for other in taken) + 10 * _outside(box, room) for box in boxes]
         best = min(range(len(costs)), key=lambda index: (costs[index] > 0, costs[index], index))
         taken.append(boxes[best])
-        found.append(candidates[best])
+        found.append(places[best][:3])
     return found
 
 
+Label = tuple[float, float, str]  # x and y of the base line, and which of its ends x is: "start", "middle" or "end"
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 

@@ -37,8 +37,8 @@ def need_matplotlib() -> type["Figure"]:
     return Figure
 
 
-def write_panels(panels: Sequence[Panel], path: Path) -> None:
-    """Write panels side by side.
+def write_panels(panels: Sequence[Panel], path: Path, note: str = "") -> None:
+    """Write panels side by side, with a note below.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -49,6 +49,8 @@ def write_panels(panels: Sequence[Panel], path: Path) -> None:
     drawn = list(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True))
     for axes, panel in drawn:
         _draw(axes, panel)
+    if note:
+        figure.supxlabel(note, fontsize=9, color=QUIET)
     figure.canvas.draw()  # places of points in pixels are known from here on
     for axes, panel in drawn:
         _name(axes, panel)
@@ -76,7 +78,7 @@ def _draw(axes: Any, panel: Panel) -> None:
     axes.set_ylim(*_ends([value for value, _ in panel.y_ticks]))
     axes.grid(color=HAIR)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=QUIET, length=0)
+    axes.tick_params(colors=QUIET, length=0, pad=6)
     for side in axes.spines.values():
         side.set_color(HAIR)
     if panel.curves:
@@ -118,6 +120,7 @@ def _name(axes: Any, panel: Panel) -> None:
     down = [(float(x), -float(y)) for x, y in spots]
     names = [mark.name for mark in panel.marks]
     places = place_names(down, names, (box.x0, -box.y1, box.x1, -box.y0), letter)
-    for name, (x, y) in zip(names, places, strict=True):
+    sides = {"start": "left", "middle": "center", "end": "right"}
+    for name, (x, y, anchor) in zip(names, places, strict=True):
         at = axes.transData.inverted().transform((x, -y))
-        axes.text(*at, name, fontsize=8, color=INK, va="baseline")
+        axes.text(*at, name, fontsize=8, color=INK, va="baseline", ha=sides[anchor])

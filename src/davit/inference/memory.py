@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import math
 import re
 import subprocess
 import sys
@@ -34,6 +35,17 @@ class Memory:
     opened: int
     peak: int
     on_card: int | None = None
+
+
+def available_memory() -> float:
+    """Bytes that this process may still take, as far as the system says."""
+    available = math.inf
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = min(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    with suppress(OSError, ValueError):  # "max" where there is no limit; what is in use includes caches that would go
+        available = min(available, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return available
 
 
 def ask(module: str, question: object, what: str) -> Memory | None:
