@@ -1,5 +1,6 @@
 """What a recipe costs on given hardware: whether it fits, what would make it fit, and for how long it runs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,38 +102,47 @@ def needed(memory: Memory) -> int:
     return round(memory.total * FRAGMENTED + CONTEXT)
 
 
-def training_cost(recipe: Recipe, hardware: Hardware) -> TrainingCost:
+def training_cost(recipe: Recipe, hardware: Hardware, plan_run: Callable[..., DryRun] = report) -> TrainingCost:
     """Plan a recipe; where it does not fit, look for gradient checkpointing and more micro-batches that make it fit.
+
+    Args:
+        recipe: what would run.
+        hardware: where.
+        plan_run: makes a plan, as `dry_run.report` does.
 
     Raises:
         ValueError: as `dry_run.report`.
     """
-    dry = report(recipe, world=hardware.devices, tflops=hardware.tflops)
+    dry = plan_run(recipe, world=hardware.devices, tflops=hardware.tflops)
     cost = TrainingCost(name=recipe.name, hardware=hardware, plan=dry)
     if cost.fits:
         return cost
-    remedied, settings = recipe, list[str]()
+    tried, settings, memory = recipe, list[str](), dry.memory
     if not recipe.model.backbone.gradient_checkpointing:
-        remedied = _checkpointing(recipe)
-        settings = ["model.backbone.gradient_checkpointing=true"]
-        if hardware.holds(dry.checkpointed):
-            return _with(cost, remedied, settings)
-    per_device, accumulate = dry.micro_batch * recipe.runtime.accumulate, recipe.runtime.accumulate
-    while accumulate < per_device:
-        accumulate = min(2 * accumulate, per_device)
-        tried = replace(remedied, runtime=replace(remedied.runtime, accumulate=accumulate))
-        if per_device % accumulate == 0:
-            found = _with(cost, tried, [*settings, f"runtime.accumulate={accumulate}"])
-            if found.remedied and hardware.holds(found.remedied.memory):
-                return found
+        tried, settings, memory = (
+            _checkpointing(recipe),
+            ["model.backbone.gradient_checkpointing=true"],
+            dry.checkpointed,
+        )
+    now = recipe.runtime.accumulate
+    for accumulate in (now * times for times in range(1, dry.micro_batch + 1) if dry.micro_batch % times == 0):
+        if not hardware.holds(_smaller(memory, accumulate / now)) or (accumulate == now and not settings):
+            continue  # not worth a plan of its own
+        runtime = replace(tried.runtime, accumulate=accumulate)
+        plan = plan_run(replace(tried, runtime=runtime), world=hardware.devices, tflops=hardware.tflops)
+        if hardware.holds(plan.memory):
+            more = [f"runtime.accumulate={accumulate}"] if accumulate > now else []
+            return replace(cost, remedy=(*settings, *more), remedied=plan)
     return cost
+
+
+def _smaller(memory: Memory, times: float) -> Memory:
+    """About what micro-batches with so many times fewer images take."""
+    return replace(
+        memory, activations=round(memory.activations / times), workspace=round(memory.workspace / times), gradients=0
+    )
 
 
 def _checkpointing(recipe: Recipe) -> Recipe:
     backbone = replace(recipe.model.backbone, gradient_checkpointing=True)
     return replace(recipe, model=replace(recipe.model, backbone=backbone))
-
-
-def _with(cost: TrainingCost, recipe: Recipe, settings: list[str]) -> TrainingCost:
-    plan = report(recipe, world=cost.hardware.devices, tflops=cost.hardware.tflops)
-    return replace(cost, remedy=tuple(settings), remedied=plan)
