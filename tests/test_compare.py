@@ -20,7 +20,7 @@ from davit.models.variants import variant
 from davit.preprocessing import Preprocessing
 from davit.weights.published import CLASSIFIERS, nearest_peers, published
 from davit.weights.save import save
-from small_detectors import TINY, detector
+from small_detectors import detector
 
 QUICK = ["--seconds", "0", "--no-memory"]
 
@@ -52,7 +52,7 @@ def test_counts_of_peers_are_the_printed_ones(short: str, parameters: int, macs:
     assert printed is not None
     found = count_peer(name, printed.size, printed.size)
     assert found[0] == parameters
-    assert found[0] / 1e6 == pytest.approx(printed.parameters, rel=0.02)
+    assert found[0] / 1e6 == pytest.approx(printed.parameters, rel=0.03)
     assert found[1] == pytest.approx(macs, rel=0.02)
     assert printed.macs is None or found[1] / 1e9 == pytest.approx(printed.macs, rel=0.02)
 
@@ -111,8 +111,8 @@ def test_the_result_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["environment"]["timm"]
     rows = {(row["model"], row["engine"], row["height"]): row for row in report["results"]}
-    assert len(rows) == 7
-    assert [row["model"] for row in report["unable"]] == ["vit_tiny"]
+    assert len(rows) == 6
+    assert [row["model"] for row in report["unable"]] == ["vit_tiny", "convnext_atto"]  # of less than a patch
     assert "vit_tiny_patch16_224 does not compute 8x8" in report["unable"][0]["reason"]
     assert rows["vit_tiny", "timm", 48]["rebuilt_for_size"]
     assert rows["vit_tiny", "timm", 48]["published"]["score"] == 72.2
@@ -180,7 +180,7 @@ def test_wrong_use_is_one_line(arguments: list[str], said: str, capsys: pytest.C
 
 def test_detectors_are_not_compared_with_classifiers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "detector.safetensors"
-    model = detector(TINY)
+    model = detector("retinanet")
     model.preprocessing = Preprocessing.imagenet(64)
     save(model, path)
     assert main(["compare", str(path), "--backends", "eager", *QUICK]) == 2
@@ -209,6 +209,7 @@ def test_names_cover_neither_points_nor_names() -> None:
 
 def test_axes_span_their_values() -> None:
     assert axis_ticks([3.0, 80.0], log=True) == [2, 5, 10, 20, 50, 100]
+    assert axis_ticks([25.4, 28.9], log=True) == pytest.approx([25, 26, 27, 28, 29])
     assert axis_ticks([82.0], log=False) == [81, 82, 83]
     drawn = figure(Panel(title="a < b", across="x", up="y", marks=(Mark(name="<i>", at=(1, 1), tone="tone-a"),)))
     assert "<i>" not in drawn

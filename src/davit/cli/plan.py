@@ -41,7 +41,9 @@ def main(arguments: list[str]) -> int:
     from tyro.conf import FlagCreatePairsOff, Positional, arg
 
     def plan(
-        recipes: Annotated[Positional[tuple[str, ...]], arg(metavar="[RECIPE...] [FIELD=VALUE...]")] = (),
+        recipes: Annotated[
+            Positional[tuple[str, ...]], arg(metavar="[RECIPE...] [FIELD=VALUE...]", help_behavior_hint="")
+        ] = (),
         /,
         *,
         target_latency: Annotated[str | None, arg(metavar="50ms", help_behavior_hint="")] = None,

@@ -110,6 +110,8 @@ def axis_ticks(values: Sequence[float], *, log: bool) -> list[float]:
     low, high = min(values), max(values)
     if not log:
         return ticks(low, high) if low < high else [low - 1, low, low + 1]
+    if low < high < 3 * low:  # too few of those would lie in between
+        return [value for value in ticks(low, high) if value > 0]
     powers = range(math.floor(math.log10(low)) - 1, math.floor(math.log10(high)) + 2)
     steps = (1, 2, 5) if high / low < 300 else (1,)
     candidates = [step * 10.0**power for power in powers for step in steps]
@@ -125,7 +127,8 @@ def figure(panel: Panel) -> str:
     key = "".join(f'<span class="key {curve.tone}">{escape(curve.name)}</span>' for curve in panel.curves)
     note = f'<p class="quiet">{escape(panel.note)}</p>' if panel.note else ""
     return (
-        f'<figure class="chart"><figcaption><strong>{escape(panel.title)}</strong>{key}</figcaption>'
+        f'<figure class="chart"><figcaption><strong>{escape(panel.title)}</strong>'
+        f"<span>{escape(panel.up)}</span>{key}</figcaption>"
         f"{_svg(panel)}{note}</figure>"
     )
 
