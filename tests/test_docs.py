@@ -24,6 +24,7 @@ from davit.cli import VERBS, main
 from davit.models.variants import VARIANTS
 from davit.recipes import RECIPES, make_recipe
 from davit.records import to_json
+from davit.serving.metrics import Metrics
 from davit.weights.catalog import WEIGHTS
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 OTHERS = {"davit_base_fl", "davit_huge_fl"}  # models of timm that the docs name
+METRICS = set(re.findall(r"# TYPE (\w+)", Metrics().text().decode()))
 PLACES = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -181,8 +183,8 @@ def all_fields() -> frozenset[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_models_and_weights_exist(page: Path) -> None:
-    text = re.sub(r"[\w/-]*/\S*|\S+\.(md|safetensors|onnx|pth)\b", "", page.read_text(encoding="utf-8"))
-    known = {*VARIANTS, *WEIGHTS, *OTHERS, *(f"davit_{recipe.partition('davit_')[2]}" for recipe in RECIPES)}
+    text = re.sub(r"[\w/-]*/\S*|\S+\.(md|py|safetensors|onnx|pth)\b", "", page.read_text(encoding="utf-8"))
+    known = {*VARIANTS, *WEIGHTS, *OTHERS, *METRICS, *(f"davit_{recipe.partition('davit_')[2]}" for recipe in RECIPES)}
     for name in re.findall(r"(?<![\w.])davit_[a-z]+(?:_[a-z0-9]+)*(?:\.[a-z]\w+)?", text):
         assert name in known, name
 
