@@ -193,3 +193,32 @@ def test_more_connections_than_may_be_are_told_so() -> None:
         writer.close()
 
     serve(talk)
+
+
+def test_clients_who_come_again_at_once_do_not_keep_a_server_from_ending() -> None:
+    over = False
+
+    async def again(port: int) -> None:
+        while not over:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                await reader.read()
+                writer.close()
+            except OSError:
+                await asyncio.sleep(0.01)
+
+    async def work() -> float:
+        nonlocal over
+        async with running({"m": colour_model()}, limits=SHORT) as service:
+            async with listening(service) as address:
+                clients = [asyncio.ensure_future(again(int(address.rpartition(":")[2]))) for _ in range(12)]
+                await asyncio.sleep(0.5)
+                service.stopping = True
+                begun = time.monotonic()
+            spent = time.monotonic() - begun
+            over = True
+            await asyncio.gather(*clients)
+        return spent
+
+    assert asyncio.run(asyncio.wait_for(work(), 30)) < 10
