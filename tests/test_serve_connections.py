@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Awaitable, Callable
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from davit.serving.limits import Limits
+from davit.serving.running import _accept_last, open_socket
 from davit.serving.service import Service
 from odd_pictures import encode
 from small_servers import colour_model, listening, running
@@ -193,3 +195,45 @@ def test_more_connections_than_may_be_are_told_so() -> None:
         writer.close()
 
     serve(talk)
+
+
+def test_clients_who_come_again_at_once_do_not_keep_a_server_from_ending() -> None:
+    over = False
+
+    async def again(port: int) -> None:
+        while not over:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                await reader.read()
+                writer.close()
+            except OSError:
+                await asyncio.sleep(0.01)
+
+    async def work() -> float:
+        nonlocal over
+        async with running({"m": colour_model()}, limits=SHORT) as service:
+            async with listening(service) as address:
+                clients = [asyncio.ensure_future(again(int(address.rpartition(":")[2]))) for _ in range(150)]
+                await asyncio.sleep(0.5)
+                service.stopping = True
+                begun = time.monotonic()
+            spent = time.monotonic() - begun
+            over = True
+            await asyncio.gather(*clients)
+        return spent
+
+    assert asyncio.run(asyncio.wait_for(work(), 30)) < 10
+
+
+def test_the_last_connections_are_taken_all_at_once() -> None:
+    """Without a pause in which those who are answered might come again."""
+    with open_socket("127.0.0.1", 0) as taken:
+        taken.listen(8)
+        taken.setblocking(False)
+        clients = [socket.create_connection(taken.getsockname()) for _ in range(5)]
+        last = _accept_last([taken])
+        assert {one.getpeername() for one in last} == {one.getsockname() for one in clients}
+        for one in last + clients:
+            one.close()
+        assert _accept_last([taken]) == []

@@ -20,6 +20,7 @@ from davit.serving.service import Service
 
 _log = logging.getLogger(__name__)
 _QUIET = 0.2  # seconds between the last accepted connection and the end of idle ones
+_BACKLOG = 2048  # connections that the system makes before they are accepted
 _SWITCH = 0.001  # seconds that a thread of Python keeps others waiting; the usual 5 ms would stall computing threads
 
 
@@ -95,27 +96,30 @@ class GracefulServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more connections, answer those there are, and end."""
-        await self._accept_last(sockets or [])
+        last = _accept_last(sockets or [])
         for server in self.servers:
             server.close()
+        loop = asyncio.get_running_loop()
+        for connection in last:
+            await loop.connect_accepted_socket(self._protocol, connection)
         await asyncio.sleep(_QUIET)
         await super().shutdown(sockets)
         if self.signal:
             _log.info("ended")
 
-    async def _accept_last(self, sockets: list[socket.socket]) -> None:
-        """Take connections that the system has made already: closing their socket would reset them."""
-        loop = asyncio.get_running_loop()
-        for taken in sockets:
-            loop.remove_reader(taken)
-            with suppress(BlockingIOError):
-                while True:
-                    connection, _ = taken.accept()
-                    await loop.connect_accepted_socket(self._protocol, connection)
-
     def _protocol(self) -> asyncio.Protocol:
         make: type[TimedProtocol] = self.config.http_protocol_class  # type: ignore[bad-assignment]
         return make(self.config, self.server_state, {})
+
+
+def _accept_last(sockets: list[socket.socket]) -> list[socket.socket]:
+    """Take the connections that the system has made already: closing their socket would reset them."""
+    found: list[socket.socket] = []
+    for taken in sockets:
+        with suppress(BlockingIOError):
+            for _ in range(_BACKLOG):  # all at once: who is answered may come again at once, without an end
+                found.append(taken.accept()[0])
+    return found
 
 
 def serve(
@@ -153,6 +157,7 @@ def serve(
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        backlog=_BACKLOG,
         timeout_keep_alive=int(limits.idle_seconds) + 1,
         timeout_graceful_shutdown=1,
     )
