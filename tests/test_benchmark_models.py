@@ -240,7 +240,7 @@ def test_too_large_a_batch_is_one_line(
 ) -> None:
     from davit.inference.backends.native import engine
 
-    monkeypatch.setattr(engine, "_available_memory", lambda: 1.0)
+    monkeypatch.setattr(engine, "available_memory", lambda: 1.0)
     assert main(["benchmark", "models", checkpoint, "--backends", "native", *QUICK]) == 2
     err = capsys.readouterr().err
     assert "not enough memory for 1 x 64x64" in err

@@ -1,21 +1,27 @@
 """`davit benchmark models`: how fast models compute here."""
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from json import dumps
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
-from davit.inference.backends import BackendName
+from davit.cli.measuring import (
+    Size,
+    check_measuring,
+    choose_place,
+    measured_with,
+    parse_backends,
+    parse_numbers,
+    parse_sizes,
+)
 
 if TYPE_CHECKING:
     import torch
 
+    from davit.inference.backends import BackendName
     from davit.inference.backends.protocol import Backend
     from davit.inference.timing import Memory, Speed
-
-Size = tuple[int, int]  # height, width
 
 _HELP = """Measure how fast models compute: models x backends x batch x size, on noise, in float32.
 
@@ -84,64 +90,19 @@ def main(arguments: list[str]) -> int:
             no_memory: Leave out memory, which takes a fresh process for each line.
             json: Print the result as JSON.
         """
-        chosen = None if backends is None else _backends(backends)
-        batches = _numbers("--batch", batch)
-        sides = None if sizes is None else [_size(part) for part in sizes.split(",")]
-        for flag, value, least in (("--seconds", seconds, 0), ("--threads", threads, 1)):
-            if value is not None and not value >= least:
-                raise ValueError(f"{flag} must be at least {least}, got {value}")
+        chosen = None if backends is None else parse_backends(backends)
+        batches = parse_numbers("--batch", batch)
+        sides = None if sizes is None else parse_sizes(sizes)
         if not sources:
             raise ValueError("name at least one model: a name of `davit models`, a checkpoint or an exported file")
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
-        place, names = _place(device, chosen)
+        check_measuring(seconds, threads)
+        place, names = choose_place(device, chosen)
         cases = _cases(sources, names, place, batches, sides)
         return _run(cases, place, seconds, memory=not no_memory, json=json)
 
     return tyro.cli(
         models, prog="davit benchmark models", description=_HELP, args=arguments, config=(FlagCreatePairsOff,)
     )
-
-
-def _backends(text: str) -> "list[BackendName]":
-    from davit.naming import unknown_name
-
-    known = {name: name for name in get_args(BackendName) if name != "auto"}
-    for name in (names := text.split(",")):
-        if name not in known:
-            raise unknown_name("backend", name, known)
-    return [known[name] for name in dict.fromkeys(names)]
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{flag} takes whole numbers divided by commas, such as 1,8, got {text!r}") from None
-    if min(numbers) < 1:
-        raise ValueError(f"{flag} must be at least 1, got {min(numbers)}")
-    return list(dict.fromkeys(numbers))
-
-
-def _size(text: str) -> Size:
-    height, _, width = text.partition("x")
-    try:
-        size = int(height), int(width or height)
-    except ValueError:
-        raise ValueError(f"--sizes takes sides in pixels, such as 224,448 or 480x640, got {text!r}") from None
-    if min(size) < 1:
-        raise ValueError(f"--sizes must be at least 1, got {text}")
-    return size
-
-
-def _place(device: str | None, backends: "list[BackendName] | None") -> "tuple[torch.device, list[BackendName]]":
-    """Where to compute, and by what."""
-    from davit.inference.backends.eager import choose_device
-
-    place = choose_device("cpu" if device is None and backends and "native" in backends else device)
-    return place, backends or (["eager", "native"] if place.type == "cpu" else ["eager"])
 
 
 def _cases(
@@ -187,7 +148,12 @@ def _run(cases: list[_Case], device: "torch.device", seconds: float, *, memory: 
                     tqdm.write(_line(row, wide), file=sys.stdout)
                     sys.stdout.flush()
                 progress(1)
-    report = {"device": str(device), "environment": _environment(rows), "seconds": seconds, "results": rows}
+    report = {
+        "device": str(device),
+        "environment": measured_with(row["backend"] for row in rows),
+        "seconds": seconds,
+        "results": rows,
+    }
     print(dumps(report, indent=2) if json else _footer(report))
     return 0
 
@@ -223,16 +189,6 @@ def _measure(case: _Case, device: "torch.device", seconds: float, memory: bool) 
             **to_json(speed),
             "memory": to_json(taken) if taken else None,
         }
-
-
-def _environment(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    from davit.train.run import environment
-
-    engines = {"onnx": "onnxruntime", "openvino": "openvino"}
-    used = {engines[row["backend"]] for row in rows if row["backend"] in engines}
-    return {**environment(), "cpus": os.cpu_count(), **{name: version(name) for name in sorted(used)}}
 
 
 def _shape(batch: int, height: int, width: int) -> str:

@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
 
 def _runs(folders: tuple[Path, ...], metric: str, out: Path | None, *, as_json: bool) -> int:
     from davit.explain.compare_runs import compare, settings_lines, table, write_comparison
+    from davit.explain.tables import aligned
 
     comparison = compare(folders, metric)
     if out:
@@ -40,20 +41,9 @@ def _runs(folders: tuple[Path, ...], metric: str, out: Path | None, *, as_json: 
     if as_json:
         print(json_format.dumps(comparison.to_json(), indent=2))
         return 0
-    print("\n".join(_aligned(table(comparison))))
+    rows = table(comparison)
+    print("\n".join(aligned(rows, left={1, 2, 3, len(rows[0]) - 1})))
     if lines := settings_lines(comparison):
         print("\nsettings that differ, with the runs that have them:")
         print("\n".join(f"  {line}" for line in lines))
     return 0
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = {1, 2, 3, len(widths) - 1}
-    return [
-        "  ".join(
-            cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -12,6 +12,7 @@ from davit.explain import charts
 from davit.explain.numbers import is_share
 from davit.explain.page import make_page
 from davit.explain.run_folder import RunFolder, find_runs, read_run
+from davit.explain.tables import sortable
 from davit.naming import unknown_name
 from davit.records import differences
 
@@ -177,15 +178,8 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 def render(comparison: Comparison) -> str:
     """Return the page: self-contained, with no address outside it."""
     head, *rows = table(comparison)
-    heads = "".join(f'<th scope="col"><button type="button">{escape(name or "#")}</button></th>' for name in head)
-    cells = "".join(
-        f"<tr>{_cells(row, [number, *keys])}</tr>"
-        for number, (row, keys) in enumerate(zip(rows, comparison.keys(), strict=True), 1)
-    )
-    runs = (
-        '<div class="scroll" tabindex="0" role="group" aria-label="Runs"><table class="sortable">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table></div>"
-    )
+    keys = [[number, *each] for number, each in enumerate(comparison.keys(), 1)]
+    runs = sortable("Runs", [name or "#" for name in head], rows, keys)
     lines = "".join(f"<li>{escape(line)}</li>" for line in settings_lines(comparison))
     settings = f'<ul class="notes">{lines}</ul>' if lines else "<p>None: all runs have the same settings.</p>"
     more = len(comparison.runs) - MOST_LINES
@@ -198,13 +192,6 @@ def render(comparison: Comparison) -> str:
     }
     best = f"best first by {comparison.metric}"
     return make_page("DaViT runs", f"{len(rows)} run{'s' if len(rows) > 1 else ''}, {best}", sections, [])
-
-
-def _cells(row: Sequence[str], keys: Sequence[Any]) -> str:
-    pairs = zip(row, keys, strict=True)
-    return "".join(
-        f'<td data-key="{"" if key is None else escape(str(key))}">{escape(cell)}</td>' for cell, key in pairs
-    )
 
 
 def _curves(comparison: Comparison) -> list[tuple[str, list[charts.Series], Callable[[float], str]]]:

@@ -1,30 +1,27 @@
 """How fast backends compute, in turns and beside the machine's own matrix product; and what memory that takes."""
 
-import ctypes
-import gc
 import json
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from davit.inference.backends import BackendName
 from davit.inference.backends.choosing import make_backend, timed
 from davit.inference.backends.opening import exported_format, load_with_head, open_exported
 from davit.inference.backends.protocol import Backend, Config
+from davit.inference.counting import count_by_torch
+from davit.inference.memory import Memory, answer, ask, watch
 from davit.models.complexity import count_macs
 from davit.models.config import ClassifierConfig
-from davit.models.create import create_model, make_model
+from davit.models.create import Model, create_model, make_model
 from davit.models.segmenter_config import SegmenterConfig
 from davit.models.variants import VARIANTS
 from davit.preprocessing import Preprocessing
@@ -33,11 +30,7 @@ SIDE = 2048  # of the matrices
 LEAST_ROUNDS = 3
 TURN = 0.1  # seconds that a turn lasts at least; quick models are called many times in it
 PRODUCTS = 2  # in each round, of which the faster counts
-CALLS = 3  # while memory is watched
 USUAL = 224  # pixels, for weights that do not say how images are prepared for them
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
 
 T = TypeVar("T")
 
@@ -93,23 +86,6 @@ class Speed:
     calls: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes that a process has resident: Python and PyTorch, weights, activations.
-
-    Attributes:
-        imported: before the model is opened.
-        opened: once it is ready, what opening left over given back.
-        peak: the most while it computes.
-        on_card: the most that tensors take on the graphics card while it computes; None on the CPU.
-    """
-
-    imported: int
-    opened: int
-    peak: int
-    on_card: int | None = None
-
-
 def open_candidates(source: str, backends: Sequence[BackendName], device: torch.device) -> dict[str, Backend]:
     """Put one model behind each backend; a file of `davit export` has its own, named as its format.
 
@@ -124,23 +100,39 @@ def open_candidates(source: str, backends: Sequence[BackendName], device: torch.
     """
     if format := exported_format(source):
         return {format: open_exported(source, format, device)}
-    model = create_model(source) if source in VARIANTS else load_with_head(source)
-    if model.preprocessing is None:  # its size is all that is of use here
-        model.preprocessing = Preprocessing.imagenet(USUAL, model.config.backbone.in_channels)
+    model = open_model(source)
     try:
-        return {name: make_backend(model.eval(), name, device) for name in backends}
+        return {name: make_backend(model, name, device) for name in backends}
     except ValueError as error:
         if source in str(error):
             raise
         raise ValueError(f"{source}: {error}") from error
 
 
+def open_model(source: str) -> Model:
+    """Weights with a head, or a variant with fresh weights, in evaluation mode and with some preprocessing.
+
+    Raises:
+        ValueError: an unknown name or unusable weights.
+        OSError: the file cannot be read.
+    """
+    model = create_model(source) if source in VARIANTS else load_with_head(source)
+    if model.preprocessing is None:  # its size is all that is of use here
+        model.preprocessing = Preprocessing.imagenet(USUAL, model.config.backbone.in_channels)
+    return model.eval()
+
+
 def caller(backend: Backend, batch: int, height: int, width: int) -> Callable[[], object]:
     """A call of a backend on noise that lies where it computes; it ends when the answer is there."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch, backend.config.backbone.in_channels, height, width)
-    images = torch.randn(shape, generator=generator).to(backend.device)
-    return partial(_finish, lambda: backend(images), backend.device)
+    return call_on_noise(backend, backend.device, (batch, backend.config.backbone.in_channels, height, width))
+
+
+def call_on_noise(
+    compute: Callable[[Tensor], object], device: torch.device, shape: tuple[int, int, int, int]
+) -> Callable[[], object]:
+    """A call of anything that computes images of a shape (B, C, H, W); it ends when the answer is there."""
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    return partial(_finish, lambda: compute(images), device)
 
 
 def take_turns(calls: Mapping[Any, Callable[[], object]], device: torch.device, seconds: float = 5.0) -> list[Round]:
@@ -196,11 +188,9 @@ def multiply_adds(config: Config, height: int, width: int) -> int | None:
         return count_macs(config.backbone, height, width, config.num_classes)
     if not isinstance(config, SegmenterConfig):
         return None
-    from torch.utils.flop_counter import FlopCounterMode  # its imports would be in what `measure_memory` finds
-
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        make_model(config).eval()(torch.empty(1, config.backbone.in_channels, height, width))
-    return counter.get_total_flops() // 2
+    with torch.device("meta"):
+        model = make_model(config)
+    return count_by_torch(model, config.backbone.in_channels, height, width)
 
 
 def measure_memory(
@@ -216,16 +206,8 @@ def measure_memory(
     Raises:
         ValueError: the process failed, as for want of memory.
     """
-    if not _CLEAR.exists():
-        return None
     question = [source, backend, str(device), torch.get_num_threads(), batch, height, width]
-    command = [sys.executable, "-P", "-m", "davit.inference.timing", json.dumps(question)]  # -P: not this folder's
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise ValueError(f"{source} by {backend}, {batch} x {height}x{width}: measuring its memory failed: {said}")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return Memory(**answer) if answer else None
+    return ask("davit.inference.timing", question, f"{source} by {backend}, {batch} x {height}x{width}")
 
 
 def _answer(
@@ -233,35 +215,13 @@ def _answer(
 ) -> Memory | None:
     """What `measure_memory` asks, in the fresh process."""
     torch.set_num_threads(threads)
-    imported = _resident("VmRSS")
-    (opened,) = open_candidates(source, (backend,), torch.device(device)).values()
-    call = caller(opened, batch, height, width)
-    gc.collect()
-    with suppress(AttributeError, OSError):  # not all C libraries have it
-        ctypes.CDLL(None).malloc_trim(0)
-    before = _resident("VmRSS")
-    try:
-        _CLEAR.write_text("5")  # forgets the peak, which opening may have made; see proc(5)
-    except OSError:  # some containers refuse it
-        return None
-    on_card = opened.device.type == "cuda"
-    if on_card:
-        torch.cuda.reset_peak_memory_stats(opened.device)
-    for _ in range(CALLS):
-        call()
-    return Memory(
-        imported=imported,
-        opened=before,
-        peak=_resident("VmHWM"),
-        on_card=torch.cuda.max_memory_allocated(opened.device) if on_card else None,
-    )
+    place = torch.device(device)
 
+    def opened() -> Callable[[], object]:
+        (one,) = open_candidates(source, (backend,), place).values()
+        return caller(one, batch, height, width)
 
-def _resident(field: str) -> int:
-    """Bytes; `getrusage` would count what the parent had when it made this process."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    assert found
-    return 1024 * int(found[1])
+    return watch(opened, place)
 
 
 def _finish(work: Callable[[], T], device: torch.device) -> T:
@@ -281,5 +241,4 @@ def _turn(call: Callable[[], object]) -> list[float]:
 
 
 if __name__ == "__main__":
-    found = _answer(*json.loads(sys.argv[1]))
-    print(json.dumps(found and asdict(found)))
+    answer(_answer(*json.loads(sys.argv[1])))

@@ -14,12 +14,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from davit.atomic import atomic_write
 from davit.inference.backends import BackendName
 from davit.inference.backends.eager import EagerBackend, choose_device
 from davit.inference.backends.native.backend import NativeBackend
 from davit.inference.backends.native.build import NativeError, cache_folder, source_key
 from davit.inference.backends.protocol import Backend
+from davit.inference.backends.remembered import read_remembered, remember
 from davit.naming import unknown_name
 from davit.records import to_json
 
@@ -133,7 +133,7 @@ def choose(
         (name,) = candidates
         return Choice(backend=name, seconds={}, reason=f"computing with {name}: {missing}")
     key = _key(model, images)
-    known = _remembered()
+    known = read_remembered(choices_file())
     with suppress(KeyError, TypeError):
         choice = Choice(**known[key])
         if choice.backend in candidates:
@@ -144,7 +144,7 @@ def choose(
     shape = "x".join(str(size) for size in images.shape)
     reason = f"computing with {best}, the fastest for {shape} on {torch.get_num_threads()} threads: {times}"
     choice = Choice(backend=best, seconds=seconds, reason=reason)
-    _remember({**known, key: asdict(choice)})
+    remember(choices_file(), {**known, key: asdict(choice)})
     return choice
 
 
@@ -177,21 +177,3 @@ def choices_file() -> Path:
 def _key(model: object, images: Tensor) -> str:
     parts = (model, list(images.shape), torch.get_num_threads(), torch.__version__, source_key())
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _remembered() -> dict[str, Any]:
-    """What was chosen before; a file that cannot be read is as good as none."""
-    try:
-        known = json.loads(choices_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(choices: dict[str, Any]) -> None:
-    """Keep the choices; a folder that cannot be written costs a measurement next time, nothing more."""
-    path = choices_file()
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(json.dumps(choices, indent=1).encode())

@@ -2,11 +2,8 @@
 
 import ctypes
 import functools
-import math
 import weakref
 from collections import deque
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +17,7 @@ from davit.inference.backends.native.weights import (
     native_weights,
     with_codes,
 )
+from davit.inference.memory import available_memory
 from davit.models.classifier import Classifier
 from davit.models.config import ClassifierConfig, DaViTConfig
 
@@ -149,7 +147,7 @@ class NativeEngine:
         more = needed if needed > self._library.davit_held(self._handle) else 0
         if not images.is_contiguous():
             more += images.element_size() * images.numel()
-        if more and more > _available_memory():
+        if more and more > available_memory():
             raise _too_large(images)
 
     def _empty(self, images: Tensor) -> list[Tensor]:
@@ -176,17 +174,6 @@ def _too_large(images: Tensor) -> MemoryError:
     return MemoryError(
         f"not enough memory for the activations of images {tuple(images.shape)}; use a smaller batch or size"
     )
-
-
-def _available_memory() -> float:
-    """Bytes that this process may still take, as far as the system says."""
-    available = math.inf
-    with suppress(OSError, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = min(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    with suppress(OSError, ValueError):  # "max" where there is no limit; what is in use includes caches that would go
-        available = min(available, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return available
 
 
 @functools.cache
