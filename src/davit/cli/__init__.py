@@ -6,6 +6,7 @@ from importlib import import_module
 VERBS = {
     "demo": "train on real handwritten digits and open a page that shows what was learned",
     "train": "train a recipe, or continue an interrupted run",
+    "compare": "see DaViT beside other architectures: cost here, accuracy in print",
     "runs": "compare runs in one table and plot",
     "evaluate": "score a checkpoint on labelled images",
     "predict": "name what is in images",
