@@ -7,6 +7,7 @@ VERBS = {
     "demo": "train on real handwritten digits and open a page that shows what was learned",
     "train": "train a recipe, or continue an interrupted run",
     "compare": "see DaViT beside other architectures: cost here, accuracy in print",
+    "plan": "find what fits on this machine, and what training would cost",
     "runs": "compare runs in one table and plot",
     "evaluate": "score a checkpoint on labelled images",
     "predict": "name what is in images",

@@ -94,7 +94,7 @@ class DryRun:
             if self.world > 1
             else "communication: none",
             f"arithmetic: {self.flops / 1e9:,.1f} GFLOP an image; at {self.tflops:g} TFLOP/s sustained per device "
-            f"{_duration(self.days)}, {_duration(self.days * self.world)} on one device",
+            f"{show_duration(self.days)}, {show_duration(self.days * self.world)} on one device",
             *(f"note: {note}" for note in self.notes),
         ]
 
@@ -221,7 +221,8 @@ def _fits(memory: Memory) -> str:
     return "devices of " + ", ".join(memory.fits()) if memory.fits() else "no device of 141 GB"
 
 
-def _duration(days: float) -> str:
+def show_duration(days: float) -> str:
+    """In days, hours or minutes."""
     if days >= 2:
         return f"{days:,.1f} days"
     if days >= 1 / 12:
