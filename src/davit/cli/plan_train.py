@@ -67,6 +67,7 @@ def _lines(costs: "Sequence[TrainingCost]", left_out: dict[str, str], hardware: 
     lines = [f"{hardware.devices} device{'s' if hardware.devices > 1 else ''}{memory}", ""]
     head = ["recipe", "variant", "memory/device", "fits", "batch", "steps", "time", "device hours"]
     lines += aligned([head, *(_row(cost) for cost in costs)], left={0, 1, 3}) if costs else []
+    lines += ["", "batch: devices x micro-batches x images of one"] if costs else []
     for cost in costs:
         if not cost.fits:
             lines += ["", _remedy(cost)]

@@ -38,7 +38,7 @@ class Memory:
 
 
 def available_memory() -> float:
-    """Bytes that this process may still take, as far as the system says; infinity where it says nothing."""
+    """Bytes that this process may still take, as far as the system says."""
     available = math.inf
     with suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -169,22 +169,30 @@ def _order(verdict: Verdict) -> tuple[float, ...]:
 
 def _rule_out(demand: Demand, option: Option, smaller: Verdict | None, available: float) -> Verdict | None:
     """Refuse what cannot fit, given the last smaller option that was measured by the same backend and head."""
-    least_memory = option.weights
+    least_memory, least = option.weights, None
     if smaller is not None and smaller.memory is not None:
         least_memory = max(least_memory, smaller.memory + option.weights - smaller.option.weights)
+    if smaller is not None and smaller.timing is not None:
+        more = demand.batch * (option.macs - smaller.option.macs)
+        least = smaller.timing.milliseconds["p50"] / 1e3 + more / (SLACK * smaller.timing.peak)
     limit = available if demand.memory is None else min(available, demand.memory)
+    failures: list[str] = []
+    if least is not None and least > demand.seconds:
+        failures.append(
+            f"a call takes {show_seconds(least)} at least (estimated), {show_seconds(demand.seconds)} are allowed"
+        )
     if least_memory > limit:
         whose = "is the limit" if demand.memory == limit else "this machine has free"
-        why = f"takes {show_bytes(least_memory)} at least (estimated), {show_bytes(limit)} {whose}"
-        return Verdict(option=option, least_memory=least_memory, failures=(why,), excess=least_memory / limit)
-    if smaller is None or smaller.timing is None:
+        failures.append(f"takes {show_bytes(least_memory)} at least (estimated), {show_bytes(limit)} {whose}")
+    if not failures:
         return None
-    more = demand.batch * (option.macs - smaller.option.macs)
-    least = smaller.timing.milliseconds["p50"] / 1e3 + more / (SLACK * smaller.timing.peak)
-    if least <= demand.seconds:
-        return None
-    why = f"a call takes {show_seconds(least)} at least (estimated), {show_seconds(demand.seconds)} are allowed"
-    return Verdict(option=option, least_seconds=least, failures=(why,), excess=least / demand.seconds)
+    return Verdict(
+        option=option,
+        least_seconds=least,
+        least_memory=least_memory,
+        failures=tuple(failures),
+        excess=max(least_memory / limit, 0.0 if least is None else least / demand.seconds),
+    )
 
 
 def _judge(demand: Demand, option: Option, measure: Measure) -> Verdict:

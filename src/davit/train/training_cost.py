@@ -43,9 +43,7 @@ class Hardware:
     @property
     def assumption(self) -> str:
         """Where that is from."""
-        reached = (
-            f"an A100 reached {UTILISATION:.1%} of its {A100_TFLOPS:g} TFLOP/s in milabench's training of davit_large"
-        )
+        reached = f"an A100 reached {UTILISATION:.1%} in milabench's training of davit_large"
         if self.flops is None:
             return f"estimated: {SUSTAINED_TFLOPS:g} TFLOP/s sustained by a device, what an A100 reached; say --flops"
         share = f"{self.utilisation:.1%} of {self.flops / 1e12:g} TFLOP/s"
