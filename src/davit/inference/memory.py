@@ -11,8 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 CALLS = 3  # while memory is watched
 
@@ -78,7 +81,7 @@ def answer(memory: Memory | None) -> None:
     print(json.dumps(memory and asdict(memory)))
 
 
-def watch(open_model: Callable[[], Callable[[], object]], device: torch.device) -> Memory | None:
+def watch(open_model: Callable[[], Callable[[], object]], device: "torch.device") -> Memory | None:
     """Open a model in this process, which has computed nothing yet, and call it three times.
 
     Args:
@@ -100,15 +103,21 @@ def watch(open_model: Callable[[], Callable[[], object]], device: torch.device) 
         return None
     on_card = device.type == "cuda"
     if on_card:
-        torch.cuda.reset_peak_memory_stats(device)
+        _cuda().reset_peak_memory_stats(device)
     for _ in range(CALLS):
         call()
     return Memory(
         imported=imported,
         opened=before,
         peak=_resident("VmHWM"),
-        on_card=torch.cuda.max_memory_allocated(device) if on_card else None,
+        on_card=_cuda().max_memory_allocated(device) if on_card else None,
     )
+
+
+def _cuda() -> ModuleType:
+    import torch  # not above: the doctor counts memory where torch cannot be loaded
+
+    return torch.cuda
 
 
 def _resident(field: str) -> int:
