@@ -74,7 +74,7 @@ def _lines(costs: "Sequence[TrainingCost]", left_out: dict[str, str], hardware: 
     if left_out:
         lines += ["", "left out:", *(f"  {name}: {reason}" for name, reason in left_out.items())]
     lines += ["", hardware.assumption]
-    return [*lines, "davit train RECIPE --dry-run --world N tells the parts of the memory and all assumptions."]
+    return [*lines, "The parts of the memory and all assumptions: davit train RECIPE --dry-run --world N"]
 
 
 def _row(cost: "TrainingCost") -> list[str]:
