@@ -1,7 +1,7 @@
 """The paper's argument at a small scale: do window and channel attention do better together than either alone?
 
     python benchmarks/ablation.py --data DIR --runs FILE [--steps 240] [--seeds 0 1 2] [--only MODEL ...]
-    python benchmarks/ablation.py --data DIR --runs FILE --pilot --rate 1e-3 2e-3 4e-3 --seeds 1000 --only ...
+    python benchmarks/ablation.py --data DIR --runs FILE --pilot --rate 1e-2 2e-3x10 --seeds 1000 [--only MODEL ...]
     python benchmarks/ablation.py --runs FILE --summary [--out FILE] [--plot FILE]
 
 Trains models of equal size with equal data, steps and seeds: window attention alone, channel attention alone, both in
@@ -16,17 +16,24 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 
 import torch
 
-from ablation_models import IMAGE_SIZES, MODELS
-from ablation_summary import Run, append_run, pilots, plot, read_runs, summarise, table
+from ablation_models import BARE, IMAGE_SIZES, MODELS, family
+from ablation_summary import SHARED, Run, append_run, pilots, plot, read_runs, summarise, table
 from ablation_training import Settings, decode, make_recipe, train
 from record import write_record
 
+Rate = tuple[float, float]  # and a factor on it for the matrices of Muon
 Job = tuple[str, int, Settings]
+RATES: dict[str, Rate] = {  # the least validation loss of pilot runs on a seed that does not count (docs/ablation.md)
+    "layouts": (2e-3, 10.0),
+    "layouts" + BARE: (1e-2, 1.0),
+    "swin": (1e-2, 1.0),
+    "pvt_v2": (1e-2, 1.0),
+    "vit": (1e-2, 1.0),
+}
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
@@ -36,29 +43,25 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         ValueError: several rates for runs that count, or a model that there is none of.
     """
     if len(options.rate) > 1 and not options.pilot:
-        raise ValueError(f"runs that count have one rate, got {options.rate}; --pilot tries several")
+        raise ValueError("runs that count have one rate, got several; --pilot tries several")
     unknown = set(options.only) - set(MODELS)
     if unknown:
         raise ValueError(f"no model {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
-    return [
-        (
-            name,
-            seed,
-            Settings(
-                optimizer=options.optimizer,
-                rate=rate,
-                steps=options.steps,
-                batch_size=options.batch_size,
-                image_size=options.image_size,
-            ),
-        )
-        for seed, name, rate in product(options.seeds, options.only or MODELS, options.rate)
-    ]
+    names = options.only or MODELS
+    jobs = [(s, name, rate) for s in options.seeds for name in names for rate in options.rate or [RATES[family(name)]]]
+    shared = {key: getattr(options, key) for key in ("optimizer", "steps", "batch_size", "image_size")}
+    return [(name, seed, Settings(rate=rate, matrix_rate=factor, **shared)) for seed, name, (rate, factor) in jobs]
+
+
+def rate_of(text: str) -> Rate:
+    """Read `2e-3x10`: the rate, and by how much it is larger for the matrices of Muon."""
+    rate, _, factor = text.partition("x")
+    return float(rate), float(factor or 1)
 
 
 def identity(run: Run) -> tuple[object, ...]:
     """What makes two runs the same."""
-    keys = ("data", "model", "seed", "pilot", "optimizer", "rate", "steps", "batch_size", "image_size")
+    keys = ("model", "seed", "pilot", "rate", "matrix_rate", *SHARED)
     return tuple(run[key] for key in keys)
 
 
@@ -82,8 +85,8 @@ def work(options: argparse.Namespace) -> None:
         spent.append(time.perf_counter() - started)
         left = statistics.fmean(spent) * (len(waiting) - done) / 60
         print(
-            f"{done}/{len(waiting)} {data} seed {seed} {name} rate {settings.rate:g}: top-1 {run['top1']:.3f}, "
-            f"loss {run['validation_loss']:.3f}, {spent[-1]:.0f} s, about {left:.0f} min left",
+            f"{done}/{len(waiting)} {data} seed {seed} {name} rate {settings.rate:g} x {settings.matrix_rate:g}: "
+            f"top-1 {run['top1']:.3f}, loss {run['validation_loss']:.3f}, {spent[-1]:.0f} s, about {left:.0f} min left",
             flush=True,
         )
 
@@ -91,15 +94,18 @@ def work(options: argparse.Namespace) -> None:
 def show(options: argparse.Namespace) -> None:
     """Print the tables, and write what was asked for."""
     runs = read_runs(options.runs)
-    summaries, tried = summarise(runs), pilots(runs)
-    for entry in tried:
-        scores = ", ".join(f"{rate}: {100 * top1:.1f}" for rate, top1 in entry["top1"].items())
+    summaries, trials = summarise(runs), pilots(runs)
+    for entry in trials:
+        scores = ", ".join(
+            f"{tried['rate']:g} x {tried['matrix_rate']:g}: {100 * tried['top1']:.1f} ({tried['validation_loss']:.3f})"
+            for tried in entry["scores"]
+        )
         print(f"pilot, {entry['data']}, {entry['steps']} steps, seed {entry['seed']}, {entry['model']}: {scores}")
     for summary in summaries:
         print("\n" + table(summary))
     if options.plot:
         plot(summaries, options.plot)
-    write_record({"summaries": summaries, "pilots": tried, "runs": runs}, options.out)
+    write_record({"summaries": summaries, "pilots": trials, "runs": runs}, options.out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,7 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="MODEL", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--rate", type=float, nargs="+", default=[2e-3], help="peak learning rate")
+    parser.add_argument(
+        "--rate",
+        type=rate_of,
+        nargs="+",
+        default=[],
+        help="peak rate (1e-2) or, with a factor on it "
+        "for the matrices of Muon, 2e-3x10; by default what was best for the model's family in pilot runs",
+    )
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--image-size", type=int, choices=IMAGE_SIZES, default=32, help="a window has a 16th")

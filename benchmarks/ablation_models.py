@@ -34,6 +34,13 @@ PEERS = ("swin", "pvt_v2", "vit")
 MODELS = (*LAYOUTS, *(name + BARE for name in LAYOUTS), *PEERS)
 
 
+def family(name: str) -> str:
+    """Models that share a learning rate: the layouts with position convolutions, those without, each peer alone."""
+    if name in PEERS:
+        return name
+    return "layouts" + BARE if name.endswith(BARE) else "layouts"
+
+
 class ParallelBlock(nn.Module):
     """Both attentions read the same input and their results are summed; then one MLP of twice the hidden width.
 

@@ -50,7 +50,7 @@ def summarise(runs: Iterable[Run]) -> list[dict[str, Any]]:
     differences of a data set.
 
     Raises:
-        ValueError: a model was trained twice with one seed, say at two rates.
+        ValueError: a model has two runs of one seed.
     """
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
@@ -64,7 +64,9 @@ def _compare(runs: list[Run]) -> dict[str, Any]:
     for run in runs:
         seeds = by_model.setdefault(run["model"], {})
         if run["seed"] in seeds:
-            raise ValueError(f"{run['model']} was trained twice with seed {run['seed']}: at {run['rate']:g} and before")
+            raise ValueError(
+                f"{run['model']} has two runs of seed {run['seed']} that count; take one of their lines out"
+            )
         seeds[run["seed"]] = run
     models = {name: _scores(by_model[name]) for name in MODELS if name in by_model}
     pairs = [(a, b) for a, b in COMPARISONS if by_model.get(a, {}).keys() & by_model.get(b, {}).keys()]
@@ -86,7 +88,7 @@ def _scores(runs: dict[int, Run]) -> dict[str, Any]:
         }
     images = ordered[0]["steps"] * ordered[0]["batch_size"]
     return found | {
-        "rate": ordered[0]["rate"],
+        "rates": sorted({(run["rate"], run["matrix_rate"]) for run in ordered}),
         "parameters": ordered[0]["parameters"],
         "multiply_adds": ordered[0]["multiply_adds"],
         "images_per_cpu_second": round(images / statistics.median(run["cpu_seconds"] for run in ordered)),
@@ -119,9 +121,10 @@ def pilots(runs: Iterable[Run]) -> list[dict[str, Any]]:
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
         if run["pilot"]:
-            key = (*(run[key] for key in SHARED), run["seed"], run["model"])
-            entry = found.setdefault(key, dict(zip((*SHARED, "seed", "model"), key, strict=True)) | {"top1": {}})
-            entry["top1"][f"{run['rate']:g}"] = run["top1"]
+            names = (*SHARED, "seed", "model")
+            key = tuple(run[name] for name in names)
+            entry = found.setdefault(key, dict(zip(names, key, strict=True)) | {"scores": []})
+            entry["scores"].append({k: run[k] for k in ("rate", "matrix_rate", "top1", "validation_loss")})
     return list(found.values())
 
 
@@ -131,14 +134,16 @@ def table(summary: dict[str, Any]) -> str:
         f"{summary['data']}: {summary['steps']} steps of {summary['batch_size']} images of {summary['image_size']} px, "
         + summary["optimizer"],
         "",
-        "| Model | Parameters | Multiply-adds | Images/CPU s | Seeds | Top-1 | Deviation | Loss | Training loss |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| Model | Parameters | Multiply-adds | Images/CPU s | Rate "
+        "| Seeds | Top-1 | Deviation | Loss | Training loss |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in summary["models"].items():
         deviation = row["top1"]["deviation"]
+        rates = ", ".join(f"{rate:g} x {factor:g}" for rate, factor in row["rates"])
         lines.append(
             f"| {name} | {row['parameters']:,} | {row['multiply_adds'] / 1e6:.2f} M | {row['images_per_cpu_second']} "
-            f"| {len(row['seeds'])} | {100 * row['top1']['mean']:.1f} | {_points(deviation)} "
+            f"| {rates} | {len(row['seeds'])} | {100 * row['top1']['mean']:.1f} | {_points(deviation)} "
             f"| {row['validation_loss']['mean']:.3f} | {row['train_loss']['mean']:.3f} |"
         )
     lines += ["", "| Difference | Each seed | Mean | 95 % interval | p, adjusted | Larger than the noise |"]

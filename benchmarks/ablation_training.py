@@ -33,6 +33,7 @@ class Settings:
 
     optimizer: str
     rate: float
+    matrix_rate: float
     steps: int
     batch_size: int
     image_size: int
@@ -70,7 +71,9 @@ def make_recipe(settings: Settings, root: str, seed: int) -> Recipe:
         data=DataRecipe(
             source="folder", root=root, image_size=size, crop=1.0, batch_size=settings.batch_size, augmentation=varied
         ),
-        optimizer=OptimizerConfig(kind=settings.optimizer, learning_rate=settings.rate),
+        optimizer=OptimizerConfig(
+            kind=settings.optimizer, learning_rate=settings.rate, matrix_rate=settings.matrix_rate
+        ),
         schedule=ScheduleConfig(
             epochs=1,
             steps=settings.steps,

@@ -30,7 +30,7 @@ from ablation_statistics import holm, paired_difference  # noqa: E402
 from ablation_summary import COMPARISONS, append_run, read_runs, summarise, table  # noqa: E402
 from ablation_training import Settings, decode, make_recipe, normalise, order_of, train, vary  # noqa: E402
 
-QUICK = Settings(optimizer="muon", rate=4e-3, steps=12, batch_size=8, image_size=32)
+QUICK = Settings(optimizer="muon", rate=4e-3, matrix_rate=1.0, steps=12, batch_size=8, image_size=32)
 
 
 def parameters(name: str, image_size: int = 32) -> int:
@@ -227,7 +227,15 @@ def test_holm_by_hand() -> None:
 
 
 def fake(model: str, seed: int, top1: float, **changes: object) -> dict:
-    shared = {"data": "d", "steps": 1, "optimizer": "muon", "batch_size": 1, "image_size": 32, "rate": 1e-3}
+    shared = {
+        "data": "d",
+        "steps": 1,
+        "optimizer": "muon",
+        "batch_size": 1,
+        "image_size": 32,
+        "rate": 1e-3,
+        "matrix_rate": 1.0,
+    }
     scored = {"top1": top1, "validation_loss": 1 - top1, "train_loss": 0.0, "parameters": 1, "multiply_adds": 1}
     return {**shared, "model": model, "seed": seed, "pilot": False, **scored, "cpu_seconds": 1.0, **changes}
 
@@ -236,7 +244,7 @@ def test_a_summary_pairs_seeds_and_claims_only_what_is_larger_than_noise() -> No
     runs = [fake("window-channel", seed, 0.5 + 0.1 * seed) for seed in (0, 1, 2)]
     runs += [fake("window", seed, 0.4 + 0.1 * seed + 0.001 * seed) for seed in (2, 0, 1)]  # better by 0.1 each time
     runs += [fake("vit", seed, 0.9 - 0.3 * seed) for seed in (0, 1, 2)]
-    runs += [fake("swin", 7, 0.1), fake("window", 0, 0.9, pilot=True, rate=1.0)]
+    runs += [fake("swin", 7, 0.1), fake("window", 0, 0.9, pilot=True)]
     (summary,) = summarise(runs)
     rows = {(row["first"], row["second"]): row for row in summary["differences"]["top1"]}
     assert rows["window-channel", "window"]["mean"] == pytest.approx(0.099)
@@ -245,7 +253,7 @@ def test_a_summary_pairs_seeds_and_claims_only_what_is_larger_than_noise() -> No
     assert ("window-channel", "swin") not in rows  # they share no seed
     text = table(summary)
     assert "| window-channel less window | +10.0, +9.9, +9.8 | +9.9 |" in text
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="two runs of seed 0"):
         summarise([*runs, fake("window", 0, 0.1, rate=1.0)])
 
 
@@ -280,11 +288,11 @@ def test_finished_runs_are_skipped_and_torn_ones_done_again(
     assert read_runs(runs)[1]["validation_loss"] == json.loads(first.splitlines()[1])["validation_loss"]
     main([*quick, "--seeds", "0", "1"])
     assert "4 of 4 runs are in" in capsys.readouterr().out
-    main([*quick[:-2], "vit", "--seeds", "9", "--pilot", "--rate", "1e-3", "2e-3"])
+    main([*quick[:-2], "vit", "--seeds", "9", "--pilot", "--rate", "1e-3", "2e-3x10"])
     main(["--runs", str(runs), "--summary", "--out", str(record), "--plot", str(drawn)])
     shown = capsys.readouterr().out
     assert "| window |" in shown
-    assert "pilot, colours, 2 steps, seed 9, vit: 0.001: " in shown
+    assert "pilot, colours, 2 steps, seed 9, vit: 0.001 x 1: " in shown
     written = json.loads(record.read_text())
     assert written["environment"]["torch"] == torch.__version__
     assert written["summaries"][0]["models"]["vit"]["seeds"] == [0, 1]
