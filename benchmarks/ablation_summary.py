@@ -146,16 +146,26 @@ def table(summary: dict[str, Any]) -> str:
             f"| {rates} | {len(row['seeds'])} | {100 * row['top1']['mean']:.1f} | {_points(deviation)} "
             f"| {row['validation_loss']['mean']:.3f} | {row['train_loss']['mean']:.3f} |"
         )
-    lines += ["", "| Difference | Each seed | Mean | 95 % interval | p, adjusted | Larger than the noise |"]
-    lines += ["| --- | --- | --- | --- | --- | --- |"]
-    for row in summary["differences"]["top1"]:
-        each = ", ".join(f"{100 * value:+.1f}" for value in row["each"])
-        span = f"{100 * row['interval'][0]:+.1f} to {100 * row['interval'][1]:+.1f}" if row["interval"] else "none"
+    lines += [
+        "",
+        "| Difference | Each seed | Top-1 | 95 % interval | p, adjusted | Loss | 95 % interval | p, adjusted |",
+    ]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    differences = summary["differences"]
+    for points, loss in zip(differences["top1"], differences["validation_loss"], strict=True):
+        each = ", ".join(f"{100 * value:+.1f}" for value in points["each"])
         lines.append(
-            f"| {row['first']} less {row['second']} | {each} | {100 * row['mean']:+.1f} | {span} "
-            f"| {row['p_adjusted']:.3f} | {'yes' if row['larger_than_noise'] else 'no'} |"
+            f"| {points['first']} less {points['second']} | {each} {_cells(points, 100, 1)}{_cells(loss, 1, 3)}|"
         )
     return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any], factor: float, digits: int) -> str:
+    """Mean, interval and adjusted p; in bold where the interval leaves out zero."""
+    mean = f"{factor * row['mean']:+.{digits}f}"
+    span = " to ".join(f"{factor * end:+.{digits}f}" for end in row["interval"]) if row["interval"] else "none"
+    bold = "**" if row["larger_than_noise"] else ""
+    return f"| {mean} | {bold}{span}{bold} | {row['p_adjusted']:.3f} "
 
 
 def _points(value: float | None) -> str:
