@@ -105,7 +105,7 @@ def show(options: argparse.Namespace) -> None:
         print("\n" + table(summary))
     if options.plot:
         plot(summaries, options.plot)
-    write_record({"summaries": summaries, "pilots": trials, "runs": runs}, options.out)
+    write_record({"summaries": summaries, "pilots": trials}, options.out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
