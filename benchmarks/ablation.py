@@ -1,6 +1,6 @@
 """The paper's argument at a small scale: do window and channel attention do better together than either alone?
 
-    python benchmarks/ablation.py --data DIR --runs FILE [--steps 240] [--seeds 0 1 2] [--only MODEL ...]
+    python benchmarks/ablation.py --data DIR --runs FILE [--steps 150] [--seeds 0 1 2] [--only MODEL ...]
     python benchmarks/ablation.py --data DIR --runs FILE --pilot --rate 1e-2 2e-3x10 --seeds 1000 [--only MODEL ...]
     python benchmarks/ablation.py --runs FILE --summary [--out FILE] [--plot FILE]
 
@@ -40,10 +40,12 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     """What was asked for, seed by seed.
 
     Raises:
-        ValueError: several rates for runs that count, or a model that there is none of.
+        ValueError: several rates for runs that count, none for AdamW, or a model that there is none of.
     """
     if len(options.rate) > 1 and not options.pilot:
         raise ValueError("runs that count have one rate, got several; --pilot tries several")
+    if options.optimizer != "muon" and not options.rate:
+        raise ValueError(f"the rates known here are Muon's: give --rate for {options.optimizer}")
     unknown = set(options.only) - set(MODELS)
     if unknown:
         raise ValueError(f"no model {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
@@ -115,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, required=True, help="file of finished runs, a JSON object a line")
     parser.add_argument("--only", nargs="+", default=[], metavar="MODEL", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument(
         "--rate",
         type=rate_of,

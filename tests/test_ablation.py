@@ -306,6 +306,7 @@ def test_what_cannot_be_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([], "say which images"),
         ([*data, "--only", "resnet"], "no model resnet"),
         ([*data, "--rate", "1", "2"], "runs that count have one rate"),
+        ([*data, "--optimizer", "adamw"], "give --rate for adamw"),
         (["--data", str(tmp_path / "none")], "none"),
     ):
         with pytest.raises(SystemExit, match="2"):
