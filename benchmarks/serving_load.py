@@ -1,5 +1,6 @@
 """A server process and clients that load it, for `serving.py`."""
 
+import argparse
 import asyncio
 import json
 import os
@@ -23,6 +24,8 @@ from PIL import Image
 from davit.models.create import create_model
 from davit.preprocessing import Preprocessing
 from davit.weights.save import save
+
+Options = argparse.Namespace
 
 _ONE_BATCH = 0.03  # seconds between the first and last answer of one
 TIMEOUT = 60.0  # seconds; a request without an answer by then is lost
@@ -253,3 +256,26 @@ def turns(rounds: int, *works: Callable[[], float]) -> list[tuple[float, ...]]:
         values = {place: works[place]() for place in order}
         found.append(tuple(values[place] for place in range(len(works))))
     return found
+
+
+def model_of(options: Options, folder: Path) -> Path:
+    """The file that is served."""
+    return Path(options.model) if options.model else fresh_model(folder, options.variant, options.size)
+
+
+def arguments_of(options: Options, model: Path, *more: str) -> list[str]:
+    """What the server is started with."""
+    given = ["--model", f"m={model}", "--backend", options.backend, "--batch-size", str(options.batch_size)]
+    threads = [] if options.threads is None else ["--threads", str(options.threads)]
+    return [*given, *threads, "--watch", "0", *more]
+
+
+def requests_of(options: Options) -> list[bytes]:
+    """Requests with a picture each, somewhat larger than what the model takes."""
+    return [post(data) for data in pictures(32, options.size * 8 // 7)]
+
+
+def latencies(tally: Tally, kind: str = "200") -> dict[str, float]:
+    """Milliseconds."""
+    values = tally.seconds.get(kind, [])
+    return {"p50": percentile(values, 0.5), "p99": percentile(values, 0.99), "most": percentile(values, 1.0)}

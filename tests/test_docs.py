@@ -171,8 +171,9 @@ def check_training(words: list[str], command: str) -> None:
     recipe = next((word for word in words if re.fullmatch(r"[a-z][\w.]*", word)), "")
     if recipe:
         assert recipe in RECIPES, command
+    known = fields(recipe) if recipe else all_fields()
     for name in (word.partition("=")[0] for word in words if re.match(r"[a-z]\w*\.[\w.]+=", word)):
-        assert name in fields(recipe or "finetune") or name in all_fields(), f"{command}: no field {name}"
+        assert name in known, f"{command}: no field {name}"
 
 
 @cache

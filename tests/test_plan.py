@@ -94,6 +94,13 @@ def test_each_limit_counts(demand: Demand, fits: list[str]) -> None:
     assert answer(demand, Pretended()) == fits
 
 
+def test_a_miss_by_a_hair_reads_as_one() -> None:
+    (verdict,) = plan(Demand(memory=1_099_900_000), [option("a")], Pretended())
+    assert verdict.failures == ("takes 1.1000 GB, 1.0999 GB is the limit",)
+    (verdict,) = plan(Demand(latency=1.0999), [option("a")], Pretended())
+    assert verdict.failures == ("p90 is 1.1 s, 1.0999 s are allowed",)
+
+
 def test_what_cannot_be_in_memory_is_not_tried() -> None:
     machine = Pretended()
     assert answer(Demand(latency=100.0), machine, room=150e6) == ["a eager"]

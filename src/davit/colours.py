@@ -8,6 +8,11 @@ _COLOURS = (
 )  # fmt: skip
 
 
+def ink_on(ground: tuple[int, int, int]) -> str:
+    """The colour of text that can be read on a ground: white or black, as CSS and Pillow write it."""
+    return "#ffffff" if 0.299 * ground[0] + 0.587 * ground[1] + 0.114 * ground[2] < 140 else "#000000"
+
+
 def class_colour(index: int) -> tuple[int, int, int]:
     """Red, green and blue of a class in every picture: the first sixteen by hand, so that they can be told apart."""
     if index < len(_COLOURS):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from davit.colours import class_colour
+from davit.colours import class_colour, ink_on
 from davit.models.segmenter_config import IGNORED
 from davit.structures import Detections, Instances, Segmentation
 
@@ -91,5 +91,4 @@ def _label(draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, co
     left = max(0.0, min(corner[0], width - wide))
     top = corner[1] - size * 1.3 if corner[1] >= size * 1.3 else corner[1]
     draw.rectangle((left, top, left + wide, top + size * 1.3), fill=colour)
-    dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
-    draw.text((left + size * 0.3, top + size * 0.65), text, "#ffffff" if dark else "#000000", font, anchor="lm")
+    draw.text((left + size * 0.3, top + size * 0.65), text, ink_on(colour), font, anchor="lm")

@@ -1,11 +1,12 @@
 """What modules are given and give while a model runs, for the thread that asks: others may use the model meanwhile."""
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 @contextmanager
@@ -18,12 +19,8 @@ def inputs_of(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]
         if threading.get_ident() == asker:
             inputs[module] = args[0]
 
-    handles = [module.register_forward_pre_hook(keep) for module in modules]
-    try:
+    with _removed(module.register_forward_pre_hook(keep) for module in modules):
         yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -40,9 +37,14 @@ def differentiable_outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Ten
         outputs.append(output)
         return output
 
-    handles = [module.register_forward_hook(keep) for module in modules]
-    try:
+    with _removed(module.register_forward_hook(keep) for module in modules):
         yield outputs
-    finally:
+
+
+@contextmanager
+def _removed(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take hooks off at the end, those already there even if making the next one fails."""
+    with ExitStack() as made:
         for handle in handles:
-            handle.remove()
+            made.callback(handle.remove)
+        yield

@@ -178,12 +178,12 @@ def _rule_out(demand: Demand, option: Option, smaller: Verdict | None, available
     limit = available if demand.memory is None else min(available, demand.memory)
     failures: list[str] = []
     if least is not None and least > demand.seconds:
-        failures.append(
-            f"a call takes {show_seconds(least)} at least (estimated), {show_seconds(demand.seconds)} are allowed"
-        )
+        told, allowed = _apart(show_seconds, least, demand.seconds)
+        failures.append(f"a call takes {told} at least (estimated), {allowed} are allowed")
     if least_memory > limit:
         whose = "is the limit" if demand.memory == limit else "this machine has free"
-        failures.append(f"takes {show_bytes(least_memory)} at least (estimated), {show_bytes(limit)} {whose}")
+        taken, most = _apart(show_bytes, least_memory, limit)
+        failures.append(f"takes {taken} at least (estimated), {most} {whose}")
     if not failures:
         return None
     return Verdict(
@@ -208,7 +208,8 @@ def _judge(demand: Demand, option: Option, measure: Measure) -> Verdict:
         taken = timing.milliseconds[demand.percentile] / 1e3
         ratios.append(taken / demand.latency)
         if taken > demand.latency:
-            failures.append(f"{demand.percentile} is {show_seconds(taken)}, {show_seconds(demand.latency)} are allowed")
+            told, allowed = _apart(show_seconds, taken, demand.latency)
+            failures.append(f"{demand.percentile} is {told}, {allowed} are allowed")
     if demand.throughput is not None:
         ratios.append(demand.throughput / timing.images_per_second)
         if timing.images_per_second < demand.throughput:
@@ -221,15 +222,22 @@ def _judge(demand: Demand, option: Option, measure: Measure) -> Verdict:
         else:
             ratios.append(memory / demand.memory)
             if memory > demand.memory:
-                failures.append(f"takes {show_bytes(memory)}, {show_bytes(demand.memory)} is the limit")
+                told, most = _apart(show_bytes, memory, demand.memory)
+                failures.append(f"takes {told}, {most} is the limit")
     return Verdict(option=option, timing=timing, memory=memory, failures=tuple(failures), excess=max(ratios))
 
 
-def show_seconds(seconds: float) -> str:
+def _apart(show: Callable[[float, int], str], value: float, limit: float) -> tuple[str, str]:
+    """A value and the limit that it passes, with as many digits as tell them apart."""
+    digits = next((digits for digits in range(3, 16) if show(value, digits) != show(limit, digits)), 16)
+    return show(value, digits), show(limit, digits)
+
+
+def show_seconds(seconds: float, digits: int = 3) -> str:
     """In milliseconds below a second."""
-    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    return f"{1e3 * seconds:.{digits}g} ms" if seconds < 1 else f"{seconds:.{digits}g} s"
 
 
-def show_bytes(size: float) -> str:
+def show_bytes(size: float, digits: int = 3) -> str:
     """In MB below a GB."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    return f"{size / 1e9:.{digits - 1}f} GB" if size >= 1e9 else f"{size / 1e6:.{digits - 3}f} MB"

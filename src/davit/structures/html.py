@@ -6,7 +6,7 @@ Only styles inside tags are used, and colours that can be read on both grounds: 
 from html import escape
 from typing import TYPE_CHECKING
 
-from davit.colours import class_colour
+from davit.colours import class_colour, ink_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +126,7 @@ def _bar(name: str, share: float, colour: tuple[int, int, int] | None = None) ->
 
 
 def _swatch(colour: tuple[int, int, int], text: str) -> str:
-    ink, ground = _ink(colour), "#{:02x}{:02x}{:02x}".format(*colour)
+    ink, ground = ink_on(colour), "#{:02x}{:02x}{:02x}".format(*colour)
     style = (
         f"display:inline-block;min-width:18px;height:18px;line-height:18px;text-align:center;font-size:11px;color:{ink}"
     )
@@ -141,10 +141,6 @@ def _name(text: str) -> str:
 def _text(text: str) -> str:
     """Text that can neither be markup nor turn the line around."""
     return escape("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text))
-
-
-def _ink(colour: tuple[int, int, int]) -> str:
-    return "#ffffff" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140 else "#000000"
 
 
 def _signed(value: float) -> tuple[int, int, int, int]:
@@ -200,7 +196,7 @@ def _draw_objects(picture: "Image.Image", found: "Detections", drawn: "Sequence[
     for row in reversed(drawn):  # after all boxes, so that no line crosses a number
         corner = (min(max(0.0, boxes[row][0] * scale[0]), picture.width - 16), max(0.0, boxes[row][1] * scale[1]))
         draw.rectangle((*corner, corner[0] + 15, corner[1] + 14), fill=colours[row])
-        draw.text((corner[0] + 8, corner[1] + 7), str(row + 1), _ink(colours[row]), font, anchor="mm")
+        draw.text((corner[0] + 8, corner[1] + 7), str(row + 1), ink_on(colours[row]), font, anchor="mm")
     return picture
 
 
