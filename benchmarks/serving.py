@@ -6,6 +6,8 @@
     python benchmarks/serving.py stalled    [--connections 200 --rounds 3]
     python benchmarks/serving.py mutate     [--requests 1000000 --seed 0]
     python benchmarks/serving.py odd FOLDER [--model FILE]
+    python benchmarks/serving.py equal      [--requests 10000]
+    python benchmarks/serving.py disconnect [--connections 1000]
     python benchmarks/serving.py soak       [--seconds 3600]
 
 Each starts servers of its own on loopback, prints what it saw and writes it with --out FILE, with hardware and
@@ -17,6 +19,7 @@ its batches full) take turns, then asks at random moments at 70 % of the server'
 moments at --times the rate of its clients that wait. `sigterm` stops a server at a random moment under load. `stalled`
 compares good clients with and without connections that send half a header or half a body. `mutate` sends whole
 requests that are nearly right, one in ten with broken framing. `odd` compares each file's answer with the predictor's.
+`equal` compares the answers of a client that asks alone with those of many at once; `disconnect` leaves in the middle.
 `soak` asks at 80 %.
 """
 
@@ -34,7 +37,7 @@ import torch
 from davit.decoding import read_image
 from davit.serving.served import ModelSource, open_model
 from record import write_record
-from serving_faults import mutations, odd, sigterm, stalled
+from serving_faults import disconnect, equal, mutations, odd, sigterm, stalled
 from serving_load import (
     Options,
     Tally,
@@ -150,6 +153,8 @@ VERBS = {
     "stalled": stalled,
     "mutate": mutations,
     "odd": odd,
+    "equal": equal,
+    "disconnect": disconnect,
     "soak": soak,
 }
 
@@ -169,8 +174,8 @@ def main() -> None:
         one.add_argument("--seconds", type=float, default=3600.0 if verb == "soak" else 10.0)
         one.add_argument("--rounds", type=int, default=5)
         one.add_argument("--times", type=int, default=20 if verb == "sigterm" else 5)
-        one.add_argument("--connections", type=int, default=200)
-        one.add_argument("--requests", type=int, default=1_000_000)
+        one.add_argument("--connections", type=int, default=1000 if verb == "disconnect" else 200)
+        one.add_argument("--requests", type=int, default=10_000 if verb == "equal" else 1_000_000)
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--out", type=Path)
         if verb == "odd":

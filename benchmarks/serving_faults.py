@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from davit.decoding import ImageError
 from davit.inference.predictor import Predictor
 from serving_load import (
@@ -21,6 +23,7 @@ from serving_load import (
     arguments_of,
     closed_loop,
     model_of,
+    pictures,
     post,
     requests_of,
     serving,
@@ -167,3 +170,87 @@ def mutations(options: Options, folder: Path) -> dict[str, Any]:
         folder, *arguments_of(options, model_of(options, folder), "--max-pixels", "1000000", "--deadline", "60")
     ) as server:
         return asyncio.run(mutate(server, options.requests, options.seed))
+
+
+def equal(options: Options, folder: Path) -> dict[str, Any]:
+    """L6."""
+    files = pictures(options.requests, options.size * 8 // 7, options.seed)
+    with serving(folder, *arguments_of(options, model_of(options, folder), "--deadline", "60")) as server:
+
+        def answers(path: str, clients: int) -> list[Any]:
+            raw = [post(data, path) for data in files]
+            found = asyncio.run(_each(server, raw, clients))
+            return [json.loads(body)["results"][0] for body in found]
+
+        crowd = 3 * options.batch_size
+        best = [[each["top"][0]["index"] for each in answers("/v1/predict?top=1", many)] for many in (1, crowd)]
+        vectors = [[each["embedding"] for each in answers("/v1/embed", many)] for many in (1, crowd)]
+        metrics = asyncio.run(_ask_once(server, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"))[1].decode()
+    counted = {
+        name: float(value) for name, value in re.findall(r"^davit_batch_images_(sum|count)\S* (\S+)$", metrics, re.M)
+    }
+    alone, together = (torch.tensor(each, dtype=torch.float64) for each in vectors)
+    return {
+        "pictures": len(files),
+        "other_best_class": sum(a != b for a, b in zip(*best, strict=True)),
+        "classes_found": len(set(best[0])),
+        "largest_difference_of_vectors": float((alone - together).abs().max()),
+        "images_a_batch_over_both": round(counted["sum"] / counted["count"], 2),
+    }
+
+
+async def _each(server: Server, requests: list[bytes], clients: int) -> list[bytes]:
+    """Bodies of the answers to all requests, asked by so many clients at once."""
+    bodies: list[bytes] = [b""] * len(requests)
+    left = iter(enumerate(requests))
+
+    async def one() -> None:
+        client = Client(server.port, Tally())
+        for place, raw in left:
+            answer = await client.ask(raw)
+            assert answer is not None
+            assert answer[0] == "200", answer
+            bodies[place] = answer[1]
+        client.close()
+
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return bodies
+
+
+def disconnect(options: Options, folder: Path) -> dict[str, Any]:
+    """L7."""
+    requests, rng = requests_of(options), random.Random(options.seed)
+    with serving(folder, *arguments_of(options, model_of(options, folder))) as server:
+        asyncio.run(closed_loop(server.port, requests, 3 * options.batch_size, 3))
+        samples = [(server.memory(), server.handles())]
+        for _ in range(10):
+            asyncio.run(_leave(server, requests, options.connections // 10, rng))
+            time.sleep(0.5)
+            samples.append((server.memory(), server.handles()))
+        after = asyncio.run(_ask_once(server, requests[0]))[0]
+        metrics = asyncio.run(_ask_once(server, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"))[1].decode()
+    kept = {name: float(value) for name, value in re.findall(r"^davit_(\w+)(?:\{[^}]*\})? (\S+)$", metrics, re.M)}
+    return {
+        "left": 10 * (options.connections // 10),
+        "counted_as_left": kept["disconnects_total"],
+        "images_not_computed": kept["images_dropped_total"],
+        "held_afterwards": {name: kept[name] for name in ("queue_images", "queue_bytes")},
+        "in_flight_afterwards": kept["requests_in_flight"] - 1,  # less the question itself
+        "memory_mib": {"before": samples[0][0] / 2**20, "after": samples[-1][0] / 2**20},
+        "handles": {"before": samples[0][1], "after": samples[-1][1]},
+        "answer_afterwards": after,
+        "samples": samples,
+    }
+
+
+async def _leave(server: Server, requests: list[bytes], clients: int, rng: random.Random) -> None:
+    """Clients that send half a request or a whole one, and are gone within a tenth of a second."""
+
+    async def one(raw: bytes, seconds: float) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(raw)
+        await asyncio.sleep(seconds)
+        writer.transport.abort()
+
+    raws = [rng.choice(requests) for _ in range(clients)]
+    await asyncio.gather(*(one(raw[: rng.choice((len(raw) // 2, len(raw)))], rng.uniform(0, 0.1)) for raw in raws))
