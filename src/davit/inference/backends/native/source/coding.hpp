@@ -79,8 +79,19 @@ inline Coding code_row(const float* x, int channels, Code* codes) {
 
 // GELU in place, as exact as codes are, and their codes.
 inline Coding code_gelu(float* x, int channels, Code* codes) {
-  for (int c = 0; c < channels; c += LANES) store(x + c, coarse_gelu(load(x + c)));
-  return code_row(x, channels, codes);
+  IntVec tops{};
+  const int whole = channels / LANES * LANES;
+  for (int c = 0; c < whole; c += LANES) {
+    const Vec y = coarse_gelu(load(x + c));
+    store(x + c, y);
+    tops = detail::larger(detail::magnitudes(y), tops);
+  }
+  if (whole < channels) {
+    const Vec y = coarse_gelu(load(x + whole));
+    store(x + whole, y);
+    tops = detail::larger(lane_numbers() < fill(channels - whole) ? detail::magnitudes(y) : IntVec{}, tops);
+  }
+  return detail::code(x, channels, Vec{}, detail::largest_magnitude(tops), 1.0f, codes);
 }
 
 // Codes of a normed token, see `normalise`.

@@ -75,11 +75,22 @@ inline IntVec dot(IntVec sums, IntVec codes, IntVec weights) {
 
 inline Vec as_float_values(IntVec x) { return __builtin_convertvector(x, Vec); }
 
-// The lower bits of each lane.
+// The lower bits of each lane. GCC 12 would take the lanes out one by one.
 inline void store_codes(Code* to, IntVec x) {
+#if DAVIT_BYTES && defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
+#elif defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
+#elif DAVIT_BYTES
+  const __m256i lowest = _mm256_set1_epi32(0x0c080400);  // the first byte of each lane, to the first lane of each half
+  const __m256i halves = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(x), lowest);
+  const __m128i pair = _mm_unpacklo_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), pair);
+#else
   typedef Code Codes __attribute__((vector_size(LANES * sizeof(Code))));
   const Codes codes = __builtin_convertvector(x, Codes);
   std::memcpy(to, &codes, sizeof codes);
+#endif
 }
 
 }  // namespace davit
