@@ -15,7 +15,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -64,17 +63,11 @@ def score(checkpoint: Path) -> None:
     print(f"single digits by their names: {float(right):.3f} of 400")
 
 
-def brighter(shade: float, rng: np.random.Generator) -> np.ndarray:
-    """A colour that is brighter than the background, in place of `scenes._colour`."""
-    return np.float32(np.clip(shade + rng.uniform(100, 150) + rng.uniform(-20, 20, 3), 0, 255))
-
-
 def classify(options: argparse.Namespace) -> None:
     """Train a classifier and print its loss, averaged over about 20 steps."""
     kind, init, side, digits, steps = options.model, options.init, options.size, options.digits, options.steps
     scenes.SMALLEST, scenes.LARGEST = digits[0], digits[1] / side
-    either = scenes._colour
-    data = CaptionedScenes("train", steps * BATCH, size=side, most=1)
+    data = CaptionedScenes("train", steps * BATCH, size=side, most=1, bright=options.bright * BATCH)
     preprocessing = Preprocessing.imagenet(side, crop=1.0)
     torch.manual_seed(0)
     start = load(init) if init else None
@@ -96,7 +89,6 @@ def classify(options: argparse.Namespace) -> None:
     for step in range(steps):
         set_rate(optimizer, rate * min(1, (step + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
         chosen = range(step * BATCH, (step + 1) * BATCH)
-        scenes._colour = brighter if step < options.bright else either
         pixels = torch.stack([preprocessing(data[i][0]) for i in chosen])
         if options.standardise:
             pixels = pixels - pixels.mean((1, 2, 3), keepdim=True)

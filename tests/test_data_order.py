@@ -12,11 +12,13 @@ from davit.data.digits import Digits
 from davit.data.loader import Part, Share, StepSampler, TrainSamples, train_loader
 from davit.data.transforms import Augmentation, TrainTransform
 from davit.preprocessing import Preprocessing
+from davit.records import assign
 from davit.tasks.classification import ClassificationTask
 from davit.train.build import Images, build_model
 from davit.train.distributed import World
 from davit.train.run import make_plan
-from runs import tiny_recipe
+from davit.train.sides import list_images, make_task
+from runs import tiny_dense_recipe, tiny_recipe
 
 PREPROCESSING = Preprocessing(size=(16, 16), mean=(0.5,), std=(0.5,))
 
@@ -62,6 +64,20 @@ class Blanks:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.new("L", (2, 2), index % 256), index % 2
+
+
+@pytest.mark.parametrize("name", ["digits.segmentation", "digits.detection", "digits.contrastive"])
+def test_bright_scenes_come_first_in_training_and_never_in_evaluation(name):
+    recipe = tiny_dense_recipe(name, data__bright_share="0.4")
+    images = list_images(recipe)
+    plan = make_plan(recipe, build_model(recipe, images.train.classes), make_task(recipe, images), images)
+    order = [index for batch in plan.batches(range(10)) for index in batch.ids]
+    assert order[:30] == list(range(30))
+    assert order[30:] != order[:30]
+    usual = list_images(assign(recipe, "data.bright_share", "0"))
+    changed = [index for index in range(30) if images.train[index][0] != usual.train[index][0]]
+    assert changed == list(range(12))
+    assert all(images.validation[i][0] == usual.validation[i][0] for i in range(len(usual.validation)))
 
 
 def test_evaluation_counts_each_image_once():

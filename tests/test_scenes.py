@@ -137,6 +137,33 @@ def test_fuller_scenes_have_at_least_so_many_digits_where_they_find_a_place() ->
             Scenes("train", 60, "segmentation", fewest=fewest)
 
 
+def test_bright_digits_are_never_darker_than_what_is_around_them() -> None:
+    def differences(data: Scenes) -> list[float]:
+        """Of each digit's mean luminance and the background's."""
+        told = []
+        for index in range(len(data)):
+            picture, found = data[index]
+            luminance = np.asarray(picture) @ LUMINANCE
+            ground = luminance[~found.masks.any(0).numpy()].mean()
+            told += [luminance[mask.numpy()].mean() - ground for mask in found.masks]
+        return told
+
+    usual, mixed = differences(Scenes("train", 60, "detection")), Scenes("train", 60, "detection", bright=40)
+    assert 0.35 < np.mean(np.array(usual) > 0) < 0.65
+    bright = differences(Scenes("train", 40, "detection", bright=40))
+    assert min(bright) > 30
+    assert np.percentile(bright, 90) > 110
+    for index in (
+        0,
+        39,
+        40,
+        59,
+    ):  # the same digits at the same places, and the same scenes once the bright ones are over
+        (picture, found), (plain, wanted) = mixed[index], Scenes("train", 60, "detection")[index]
+        assert torch.equal(found.boxes, wanted.boxes)
+        assert (index >= 40) == np.array_equal(np.asarray(picture), np.asarray(plain))
+
+
 def test_ground_truth_is_coco() -> None:
     data = Scenes("test", 12, "detection", seed=4, size=96)
     truth = data.ground_truth()
@@ -179,7 +206,7 @@ def test_what_cannot_be_made_is_refused() -> None:
         Scenes("train", 5, "detect")
     with pytest.raises(ValueError, match="'val'"):
         Scenes("val", 5, "detection")
-    for arguments in ({"size": 20}, {"seed": -1}):
+    for arguments in ({"size": 20}, {"seed": -1}, {"bright": -1}):
         with pytest.raises(ValueError, match="at least"):
             Scenes("train", 5, "detection", **arguments)
     for index in (5, -1):

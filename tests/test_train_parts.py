@@ -67,6 +67,12 @@ def test_each_sample_once_an_epoch_however_it_is_shared(samples, rows, size, acc
         assert [key for part in parts for key in part] == alone[step]
 
 
+def test_the_first_epoch_may_begin_with_what_is_listed_first():
+    steps = [key for batch in StepSampler(10, 4, 3, range(5), begin_in_order=True) for key in batch]
+    assert steps[:10] == [(0, index) for index in range(10)]
+    assert steps[10:] == [key for batch in StepSampler(10, 4, 3, range(5)) for key in batch][10:]
+
+
 def test_a_batch_that_cannot_be_shared_says_what_could():
     with pytest.raises(ValueError, match=r"10 cannot be shared by 2 processes x 3 .*multiple of 6"):
         StepSampler(100, 10, 0, range(1), Share(size=2, accumulate=3))

@@ -77,6 +77,7 @@ class CaptionedScenes:
         size: int = 128,
         fewest: int = 1,
         most: int = MOST_TOLD,
+        bright: int = 0,
     ) -> None:
         """Describe scenes of `fewest` to `most` digits; see `Scenes`.
 
@@ -84,7 +85,7 @@ class CaptionedScenes:
             ValueError: as `Scenes` does.
         """
         self.split, self.seed = split, seed
-        self.scenes = Scenes(split, count, "detection", seed=seed, size=size, fewest=fewest, most=most)
+        self.scenes = Scenes(split, count, "detection", seed=seed, size=size, fewest=fewest, most=most, bright=bright)
 
     def __len__(self) -> int:
         """Count the scenes."""

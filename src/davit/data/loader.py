@@ -103,9 +103,28 @@ class StepSampler(Sampler[list[Key]]):
     span two epochs, and the position of a run is one integer.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int, steps: range, share: Share | None = None) -> None:
-        """Yield the micro-batches of a share, of the steps given."""
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        steps: range,
+        share: Share | None = None,
+        *,
+        begin_in_order: bool = False,
+    ) -> None:
+        """Yield the micro-batches of a share, of the steps given.
+
+        Args:
+            samples: how many there are.
+            batch_size: over all shares.
+            seed: of the permutations.
+            steps: whose keys are wanted.
+            share: of each batch; by default all of it.
+            begin_in_order: the first epoch takes samples by their index, the easy ones first where they are listed so.
+        """
         self.samples, self.batch_size, self.seed, self.steps = samples, batch_size, seed, steps
+        self.begin_in_order = begin_in_order
         self.rows = (share or Share()).rows(batch_size)
 
     def __len__(self) -> int:
@@ -120,7 +139,9 @@ class StepSampler(Sampler[list[Key]]):
                 positions = (divmod(step * self.batch_size + row, self.samples) for row in rows)
                 yield [(epoch, int(order(epoch)[position])) for epoch, position in positions]
 
-    def _order(self, epoch: int) -> "torch.Tensor | Permutation":
+    def _order(self, epoch: int) -> "torch.Tensor | Permutation | range":
+        if self.begin_in_order and epoch == 0:
+            return range(self.samples)
         if self.samples > LARGEST_SHUFFLED:
             return Permutation(self.samples, (self.seed << 20) + epoch)
         return torch.randperm(self.samples, generator=torch.Generator().manual_seed((self.seed << 20) + epoch))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MOST_DIGITS = 8
 SMALLEST = 14.0  # pixels; a smaller digit cannot be read
 LARGEST = 0.44  # of the side
+CONTRASTS = (70.0, 150.0)  # between a digit and the background, of 255
 OVERLAP = 0.2  # share of a digit that others may cover, and that may lie on others
 _TRIES = 8  # places tried for a digit before it is left out
 _BORDER = 1  # empty pixels around the 8x8 source, into which the ink fades
@@ -89,6 +90,7 @@ class Scenes:
         seed: another seed gives other scenes.
         side: height and width in pixels.
         fewest, most: digits that are laid at least and at most, as far as they find a place.
+        bright: of the first so many scenes all digits are brighter than the background.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Scenes:
         size: int = 128,
         fewest: int = 1,
         most: int = MOST_DIGITS,
+        bright: int = 0,
     ) -> None:
         """Hold the digits of one side of the fixed split.
 
@@ -112,20 +115,24 @@ class Scenes:
             size: height and width in pixels; digits are between 14 pixels and 0.44 of it.
             fewest: digits tried in a scene at least, of 8 at most: fuller scenes teach more for the same computation.
             most: digits tried in a scene at most.
+            bright: in so many scenes at the start digits are brighter than the background, never darker: a model with
+                fresh weights, which tells sign from sign late, begins to read with them.
 
         Raises:
             ValueError: an unknown split or task, sizes that hold no digit, or scikit-learn is not installed.
         """
         if task not in ("detection", "segmentation"):
             raise ValueError(f"task must be 'detection' or 'segmentation', got {task!r}")
-        if size < 48 or count < 1 or seed < 0:
-            raise ValueError(f"size must be at least 48, count 1 and seed 0, got {size}, {count} and {seed}")
+        if size < 48 or count < 1 or seed < 0 or bright < 0:
+            raise ValueError(
+                f"size must be at least 48, count 1, seed and bright 0, got {size}, {count}, {seed} and {bright}"
+            )
         if not 1 <= fewest <= most <= MOST_DIGITS:
             raise ValueError(f"fewest and most must lie in 1 to {MOST_DIGITS}, in order, got {fewest} and {most}")
         self.classes = CLASSES if task == "detection" else ("background", *CLASSES)
         self.category_ids = tuple(range(1, len(CLASSES) + 1))
         self.split, self.task, self.seed, self.side, self.fewest = split, task, seed, size, fewest
-        self.most = most
+        self.most, self.bright = most, bright
         self._count = count
         digits = Digits(split)
         self._sources = [_padded(picture) for picture, _ in digits]
@@ -138,7 +145,7 @@ class Scenes:
     def __getitem__(self, index: int) -> "tuple[Image.Image, Instances | NDArray[np.uint8]]":
         """Return an RGB picture and what is in it: its instances, or (size, size) class indices."""
         layout, rng = self._layout(index)
-        picture = _paint(layout, rng)
+        picture = _paint(layout, rng, bright=index < self.bright)
         if self.task == "detection":
             return picture, _instances(layout)
         return picture, _classes(layout)
@@ -224,24 +231,24 @@ def _enlarged(source: Image.Image, side: int, rng: np.random.Generator) -> "NDAr
     return np.asarray(ink.crop(ink.getbbox()))
 
 
-def _paint(layout: _Layout, rng: np.random.Generator) -> Image.Image:
+def _paint(layout: _Layout, rng: np.random.Generator, *, bright: bool) -> Image.Image:
     side = len(layout.owner)
-    shade = rng.uniform(45, 210)
+    shade = rng.uniform(45, 255 - CONTRASTS[1] if bright else 210)
     coarse = shade + rng.uniform(-25, 25, 3) + rng.uniform(-1, 1, (5, 5, 3)) * rng.uniform(5, 35)
     clouds = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     pixels = np.array(clouds, np.float32)
     for _, top, left, cover in layout.inks:
         part = pixels[top : top + cover.shape[0], left : left + cover.shape[1]]
-        part += (_colour(shade, rng) - part) * (cover * np.float32(1 / 255))[..., None]
+        part += (_colour(shade, rng, bright=bright) - part) * (cover * np.float32(1 / 255))[..., None]
     grain = rng.integers(0, 256, pixels.shape, dtype=np.uint8)  # even noise: four times as fast as normal noise
     pixels += (grain - np.float32(127.5)) * np.float32(rng.uniform(0.04, 0.2))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _colour(shade: float, rng: np.random.Generator) -> "NDArray[np.float32]":
+def _colour(shade: float, rng: np.random.Generator, *, bright: bool) -> "NDArray[np.float32]":
     """A colour that is brighter or darker than the background by enough to be read, whatever its hue."""
-    contrast = rng.uniform(70, 150)
-    brighter = shade + contrast <= 255 and (shade - contrast < 0 or rng.random() < 0.5)
+    contrast = rng.uniform(*CONTRASTS)
+    brighter = bright or (shade + contrast <= 255 and (shade - contrast < 0 or rng.random() < 0.5))
     tint = rng.uniform(-50, 50, 3)
     tint -= tint @ _LUMINANCE
     return (shade + (contrast if brighter else -contrast) + tint).clip(0, 255).astype(np.float32)

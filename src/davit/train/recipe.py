@@ -51,6 +51,8 @@ class DataRecipe:
         root: that folder, with `train/` and `val/` or to be split.
         validation_share: share of a folder without `train/` and `val/` that is held out.
         scenes: training scenes in an epoch; a tenth as many are there for validation.
+        bright_share: share of the scenes, seen first, in which digits are never darker than the ground:
+            fresh weights begin to learn with them.
         fewest_digits: digits laid into a training scene at least, of 8; those for validation always have 1 to 8.
         class_list: file with the class names of `masks`, a line each, where it does not lie in `root`.
         ignore: labels of `masks` that stand for no class, beside 255.
@@ -69,6 +71,7 @@ class DataRecipe:
     root: str = ""
     validation_share: float = 0.2
     scenes: int = 2000
+    bright_share: float = 0.0
     fewest_digits: int = 1
     class_list: str = ""
     ignore: tuple[int, ...] = ()
@@ -89,6 +92,8 @@ class DataRecipe:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
         if self.scenes < 10:
             raise ValueError(f"scenes must be at least 10, got {self.scenes}")
+        if not 0 <= self.bright_share <= 1:
+            raise ValueError(f"bright_share must lie in [0, 1], got {self.bright_share}")
         if not 1 <= self.fewest_digits <= MOST_DIGITS:
             raise ValueError(f"fewest_digits must lie in 1 to {MOST_DIGITS}, got {self.fewest_digits}")
         if self.longest and self.longest < self.image_size:

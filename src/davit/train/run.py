@@ -150,7 +150,9 @@ def make_plan(recipe: Recipe, model: Model, task: ScoredTask, images: Images, wo
         samples=len(images.train),
         batch_size=batch_size,
         batches=lambda steps: train_loader(
-            samples, StepSampler(len(images.train), batch_size, seed, steps, share), workers
+            samples,
+            StepSampler(len(images.train), batch_size, seed, steps, share, begin_in_order=data.bright_share > 0),
+            workers,
         ),
         validation=validation,
         validation_count=count,

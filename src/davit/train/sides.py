@@ -65,7 +65,8 @@ def list_images(recipe: Recipe) -> Images:
         return _list_pairs(recipe)
     if data.source == "scenes":
         held_out = _test_scenes(data)
-        return Images(Scenes("train", data.scenes, task, fewest=data.fewest_digits), Scenes("test", held_out, task))
+        train = Scenes("train", data.scenes, task, fewest=data.fewest_digits, bright=_bright(data))
+        return Images(train, Scenes("test", held_out, task))
     if not data.root:
         raise ValueError("say where the images are: data.root=DIR")
     if isinstance(recipe.task, SegmentationConfig):
@@ -80,6 +81,10 @@ def list_images(recipe: Recipe) -> Images:
     notes = [f"{len(train) - len(useful)} training pictures without objects are left out"] * (len(useful) < len(train))
     notes += [f"{train.dropped} training objects without area are left out"] * bool(train.dropped)
     return Images(Part(train, useful), validation, tuple(notes))
+
+
+def _bright(data: DataRecipe) -> int:
+    return round(data.bright_share * data.scenes)
 
 
 def _test_scenes(data: DataRecipe) -> int:
@@ -99,7 +104,9 @@ def _list_pairs(recipe: Recipe) -> Images:
         raise ValueError("runtime.accumulate must be 1: each pair is compared with the whole batch")
     context = head.text.context
     if data.source == "scenes":
-        train = CaptionedScenes("train", data.scenes, size=data.image_size, fewest=data.fewest_digits)
+        train = CaptionedScenes(
+            "train", data.scenes, size=data.image_size, fewest=data.fewest_digits, bright=_bright(data)
+        )
         test = CaptionedScenes("test", _test_scenes(data), size=data.image_size)
         return Images(Pairs(train, context), Pairs(test, context))
     if not data.root:
