@@ -1,15 +1,19 @@
 """Connections that stall, trickle, flood or speak nonsense, over loopback with short limits."""
 
 import asyncio
+import ctypes
 import json
+import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
+from davit.inference.memory import give_back
 from davit.serving.limits import Limits
 from davit.serving.running import _accept_last, open_socket
 from davit.serving.service import Service
@@ -224,6 +228,47 @@ def test_clients_who_come_again_at_once_do_not_keep_a_server_from_ending() -> No
         return spent
 
     assert asyncio.run(asyncio.wait_for(work(), 30)) < 10
+
+
+def test_freed_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies between pieces in use, which glibc would keep; and a server does it again and again."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        pytest.skip("another C library")
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    pieces = []
+    for _ in range(1000):
+        pieces.append((libc.malloc(100_000), libc.malloc(9_000)))
+        ctypes.memset(pieces[-1][0], 1, 100_000)
+    for large, _ in pieces:
+        libc.free(large)
+    before = resident()
+    give_back()
+    assert before - resident() > 50_000_000
+    for _, small in pieces:
+        libc.free(small)
+
+    times = 0
+
+    def counted() -> None:
+        nonlocal times
+        times += 1
+
+    monkeypatch.setattr("davit.serving.running.give_back", counted)
+    monkeypatch.setattr("davit.serving.running._TICKS", 2)
+
+    async def wait(_port: int, _service: Service) -> None:
+        for _ in range(600):
+            if times > 3:
+                break
+            await asyncio.sleep(0.1)
+
+    serve(wait)
+    assert times > 3
 
 
 def test_the_last_connections_are_taken_all_at_once() -> None:

@@ -81,6 +81,15 @@ def answer(memory: Memory | None) -> None:
     print(json.dumps(memory and asdict(memory)))
 
 
+def give_back() -> None:
+    """Return freed memory to the system.
+
+    glibc keeps whole pages between pieces that are in use; with pictures of many sizes in many threads these add up.
+    """
+    with suppress(AttributeError, OSError):  # not all C libraries have it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def watch(open_model: Callable[[], Callable[[], object]], device: "torch.device") -> Memory | None:
     """Open a model in this process, which has computed nothing yet, and call it three times.
 
@@ -94,8 +103,7 @@ def watch(open_model: Callable[[], Callable[[], object]], device: "torch.device"
     imported = _resident("VmRSS")
     call = open_model()
     gc.collect()
-    with suppress(AttributeError, OSError):  # not all C libraries have it
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     before = _resident("VmRSS")
     try:
         _CLEAR.write_text("5")  # forgets the peak, which opening may have made; see proc(5)
