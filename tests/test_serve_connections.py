@@ -5,6 +5,8 @@ import ctypes
 import json
 import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -269,6 +271,49 @@ def test_freed_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -
 
     serve(wait)
     assert times > 3
+
+
+KEPT = """
+import ctypes, resource, sys, threading
+from pathlib import Path
+from davit.inference.memory import keep_little
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def piece(size):
+    found = libc.malloc(size)
+    ctypes.memset(found, 1, size)
+    return found
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+def work():
+    before = resident()
+    libc.free(piece(20 << 20))  # from here on glibc by itself keeps twice as much
+    for found in [piece(3 << 20) for _ in range(10)]:
+        libc.free(found)
+    print(resident() - before)
+
+if sys.argv[1] == "little":
+    keep_little()
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_little_freed_memory_is_kept_by_each_thread() -> None:
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("another C library")
+
+    def kept(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", KEPT, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert kept("usual") > 20 << 20
+    assert kept("little") < 8 << 20
 
 
 def test_the_last_connections_are_taken_all_at_once() -> None:

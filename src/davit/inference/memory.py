@@ -21,6 +21,8 @@ CALLS = 3  # while memory is watched
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_KEPT = 4 << 20  # bytes at the end of a heap; what is larger is mapped by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +83,23 @@ def answer(memory: Memory | None) -> None:
     print(json.dumps(memory and asdict(memory)))
 
 
+def keep_little() -> None:
+    """Have this process keep at most some MiB of freed memory at the end of each of glibc's heaps.
+
+    By itself glibc comes to keep 64 MiB for each of its heaps, of which there are several for each processor, once
+    large pictures were freed; `malloc_trim` leaves these ends alone.
+    """
+    with suppress(AttributeError, OSError):  # not all C libraries have it
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, _KEPT)
+        mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
 def give_back() -> None:
     """Return freed memory to the system.
 
     glibc keeps whole pages between pieces that are in use; with pictures of many sizes in many threads these add up.
+    See `keep_little` for what lies behind all pieces.
     """
     with suppress(AttributeError, OSError):  # not all C libraries have it
         ctypes.CDLL(None).malloc_trim(0)

@@ -12,7 +12,7 @@ from types import FrameType
 
 from uvicorn import Config, Server
 
-from davit.inference.memory import give_back
+from davit.inference.memory import give_back, keep_little
 from davit.serving.app import create_app
 from davit.serving.protocol import TimedProtocol, timed_protocol
 from davit.serving.reload import Loader
@@ -166,6 +166,7 @@ def serve(
         timeout_graceful_shutdown=1,
     )
     server = GracefulServer(config, service)
+    keep_little()
     usual = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     try:
