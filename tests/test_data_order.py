@@ -80,6 +80,14 @@ def test_bright_scenes_come_first_in_training_and_never_in_evaluation(name):
     assert all(images.validation[i][0] == usual.validation[i][0] for i in range(len(usual.validation)))
 
 
+def test_images_that_are_no_scenes_are_shuffled_whatever_the_share_of_bright_ones():
+    recipe = tiny_recipe(data__bright_share="0.5")
+    images = list_images(recipe)
+    plan = make_plan(recipe, build_model(recipe, images.train.classes), make_task(recipe, images), images)
+    (batch,) = plan.batches(range(1))
+    assert list(batch.ids) != list(range(len(batch.ids)))
+
+
 def test_evaluation_counts_each_image_once():
     recipe = tiny_recipe(data__workers="0", data__image_size="2")
     model = build_model(recipe, ("a", "b"))

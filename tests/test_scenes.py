@@ -153,12 +153,8 @@ def test_bright_digits_are_never_darker_than_what_is_around_them() -> None:
     bright = differences(Scenes("train", 40, "detection", bright=40))
     assert min(bright) > 30
     assert np.percentile(bright, 90) > 110
-    for index in (
-        0,
-        39,
-        40,
-        59,
-    ):  # the same digits at the same places, and the same scenes once the bright ones are over
+    # The same digits at the same places, and the same scenes once the bright ones are over.
+    for index in (0, 39, 40, 59):
         (picture, found), (plain, wanted) = mixed[index], Scenes("train", 60, "detection")[index]
         assert torch.equal(found.boxes, wanted.boxes)
         assert (index >= 40) == np.array_equal(np.asarray(picture), np.asarray(plain))

@@ -3,19 +3,17 @@
 import asyncio
 import ctypes
 import json
-import resource
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from davit.inference.memory import give_back
+from davit.inference.memory import _resident, give_back
 from davit.serving.limits import Limits
 from davit.serving.running import _accept_last, open_socket
 from davit.serving.service import Service
@@ -232,28 +230,25 @@ def test_clients_who_come_again_at_once_do_not_keep_a_server_from_ending() -> No
     assert asyncio.run(asyncio.wait_for(work(), 30)) < 10
 
 
-def test_freed_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies between pieces in use, which glibc would keep; and a server does it again and again."""
+def test_freed_memory_between_pieces_in_use_goes_back_to_the_system() -> None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "malloc_trim"):
         pytest.skip("another C library")
     libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
     pieces = []
     for _ in range(1000):
         pieces.append((libc.malloc(100_000), libc.malloc(9_000)))
         ctypes.memset(pieces[-1][0], 1, 100_000)
     for large, _ in pieces:
         libc.free(large)
-    before = resident()
+    before = _resident("VmRSS")
     give_back()
-    assert before - resident() > 50_000_000
+    assert before - _resident("VmRSS") > 50_000_000
     for _, small in pieces:
         libc.free(small)
 
+
+def test_a_server_gives_memory_back_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     times = 0
 
     def counted() -> None:
@@ -274,9 +269,8 @@ def test_freed_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -
 
 
 KEPT = """
-import ctypes, resource, sys, threading
-from pathlib import Path
-from davit.inference.memory import keep_little
+import ctypes, sys, threading
+from davit.inference.memory import _resident, keep_little
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -286,15 +280,12 @@ def piece(size):
     ctypes.memset(found, 1, size)
     return found
 
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
 def work():
-    before = resident()
+    before = _resident("VmRSS")
     libc.free(piece(20 << 20))  # from here on glibc by itself keeps twice as much
     for found in [piece(3 << 20) for _ in range(10)]:
         libc.free(found)
-    print(resident() - before)
+    print(_resident("VmRSS") - before)
 
 if sys.argv[1] == "little":
     keep_little()

@@ -151,7 +151,14 @@ def make_plan(recipe: Recipe, model: Model, task: ScoredTask, images: Images, wo
         batch_size=batch_size,
         batches=lambda steps: train_loader(
             samples,
-            StepSampler(len(images.train), batch_size, seed, steps, share, begin_in_order=data.bright_share > 0),
+            StepSampler(
+                len(images.train),
+                batch_size,
+                seed,
+                steps,
+                share,
+                begin_in_order=data.source == "scenes" and data.bright_share > 0,
+            ),
             workers,
         ),
         validation=validation,
