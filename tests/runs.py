@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from davit.data.detection_transforms import DetectionAugmentation
+from davit.data.segmentation_transforms import SegmentationAugmentation
 from davit.models.clip_config import TextConfig
 from davit.models.config import DaViTConfig
 from davit.recipes import make_recipe
@@ -87,6 +88,9 @@ def tiny_dense_recipe(name: str, **settings: str) -> Recipe:
     if isinstance(data.augmentation, DetectionAugmentation):
         augmentation = replace(data.augmentation, short_sides=(128,), longest=128, crop_short_sides=(128,))
         data = replace(data, image_size=128, longest=128, augmentation=augmentation)
+    if isinstance(data.augmentation, SegmentationAugmentation):
+        augmentation = replace(data.augmentation, short=128, longest=128, crop=128)
+        data = replace(data, image_size=128, longest=128, augmentation=augmentation)
     small: dict[str, Any] = {"channels": 16, "hidden": 32}
     if name == "digits.segmentation":
         small = {"channels": 16, "auxiliary_channels": 8}
@@ -97,7 +101,8 @@ def tiny_dense_recipe(name: str, **settings: str) -> Recipe:
     recipe = replace(
         recipe,
         model=replace(model, backbone=replace(TINY, in_channels=3, window=4), head=head),
-        data=replace(data, scenes=30, batch_size=6),
+        data=replace(data, scenes=30, batch_size=6, first_size=0),
+        optimizer=replace(recipe.optimizer, matrix_precision="fp32"),  # the same on every processor
         schedule=replace(recipe.schedule, epochs=2),
     )
     for path, text in settings.items():

@@ -13,7 +13,8 @@ from open_clip.transformer import TextTransformer
 
 import davit
 from davit.cli import main
-from davit.data.captions import CaptionedScenes, Pairs, label_of
+from davit.data.captions import CaptionedScenes, Pairs, label_of, named
+from davit.data.loader import Sample, collate
 from davit.evaluation.retrieval import RetrievalMetric
 from davit.models.clip import LARGEST_SCALE, ImageTextModel, ImageTextOutput, LogitScale
 from davit.models.clip_config import ImageTextConfig, ImageTextHead, TextConfig
@@ -193,6 +194,40 @@ def test_captions_tell_what_is_there() -> None:
             assert (middle[first] < middle[second]) == ("above" in words)
         kinds.add(len(placed))
     assert kinds == {1, 2, 3, 4}
+
+
+def test_first_scenes_are_small_with_digits_as_large_as_in_the_others() -> None:
+    usual = CaptionedScenes("train", 200, size=64)
+    begun = CaptionedScenes("train", 200, size=64, first=150, first_size=32)
+    boxes = []
+    for index in range(150):
+        picture, told = begun[index]
+        assert picture.size == (32, 32)
+        assert told.text in {named(digit) for digit in range(10)}
+        boxes += [digit.box for digit in begun._drawn(index).placed(index)]
+    heights = [bottom - top for _, top, _, bottom in boxes]
+    assert len(heights) == 150
+    others = [d.box[3] - d.box[1] for i in range(150) for d in usual.scenes.placed(i)]
+    assert 0.85 < np.mean(heights) / np.mean(others) < 1.05
+    for index in range(150, 160):
+        assert begun.caption(index) == usual.caption(index)
+        assert begun[index][0] == usual[index][0]
+    half = CaptionedScenes("train", 40, size=96, most=8, first=40, first_size=48)
+    assert {len(half._drawn(i).placed(i)) for i in range(40)} == {1, 2}
+
+
+def test_padding_of_texts_is_left_out_of_a_batch_and_changes_no_vector() -> None:
+    tower = TextTower(TextConfig(context=77, width=32, heads=2, layers=2), 16).eval()
+    pairs = Pairs(CaptionedScenes("test", 20, size=64), 77)  # type: ignore[arg-type]
+    samples = [Sample(pixels=torch.zeros(3, 8, 8), target=pairs[i][1], index=i) for i in range(20)]
+    for some in (samples, [s for s in samples if pairs.caption(s.index).count(" ") == 1]):
+        texts = collate(some).texts
+        whole = torch.stack([sample.target.tokens for sample in some])
+        ends = whole.argmax(1)
+        assert texts.shape[1] == -(-int(ends.max() + 1) // 8) * 8 < 77
+        with torch.no_grad():
+            torch.testing.assert_close(tower(texts), tower(whole), rtol=1e-5, atol=1e-6)
+    assert texts.shape[1] == 8
 
 
 def test_equal_captions_share_a_label() -> None:

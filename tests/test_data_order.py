@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -78,6 +79,18 @@ def test_bright_scenes_come_first_in_training_and_never_in_evaluation(name):
     changed = [index for index in range(30) if images.train[index][0] != usual.train[index][0]]
     assert changed == list(range(12))
     assert all(images.validation[i][0] == usual.validation[i][0] for i in range(len(usual.validation)))
+
+
+@pytest.mark.parametrize("name", ["digits.segmentation", "digits.contrastive"])
+def test_crowded_scenes_are_for_training_alone(name):
+    recipe = tiny_dense_recipe(name, data__most_digits="0", data__fewest_digits="1")
+    usual, crowded = (list_images(assign(recipe, "data.most_digits", most)) for most in ("0", "12"))
+    spread = [sum(float(np.asarray(images.train[i][0]).std()) for i in range(30)) for images in (usual, crowded)]
+    assert spread[1] > 1.1 * spread[0]
+    assert all(crowded.validation[i][0] == usual.validation[i][0] for i in range(len(usual.validation)))
+    for fewest, most in (("9", "8"), ("0", "8"), ("1", "25")):
+        with pytest.raises(ValueError, match="fewest_digits and most_digits must lie in 1 to 24"):
+            replace(recipe.data, fewest_digits=int(fewest), most_digits=int(most))
 
 
 def test_images_that_are_no_scenes_are_shuffled_whatever_the_share_of_bright_ones():

@@ -12,9 +12,10 @@ import davit
 from davit.data.scenes import Scenes
 from davit.decoding import ImageError
 from davit.records import assign
-from davit.structures import Detections, Segmentation
+from davit.structures import Batch, Detections, Segmentation
 from davit.train.checkpoint import latest_point
 from davit.train.run import run
+from davit.train.shrink import shrunk
 from davit.train.stop import TrainingStoppedError
 from davit.weights.save import save
 from runs import make_trainer, states_equal, stop_after, tiny_dense_recipe, weights_of
@@ -41,6 +42,53 @@ def test_resume_is_exact(tmp_path: Path, name: str, steps: int) -> None:
     assert [r.get("loss") for r in resumed] == [r.get("loss") for r in history]
     key = SCORES[name]
     assert [r[key] for r in resumed if key in r] == [r[key] for r in history if key in r] != []
+
+
+def test_objects_shrink_with_their_image() -> None:
+    scenes = Scenes("train", 3, "detection", size=96)
+    pictures, targets = zip(*(scenes[i] for i in range(3)), strict=True)
+    images = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() for picture in pictures])
+    small = shrunk(Batch(images=images, targets=targets, sizes=((96, 96), (96, 80), (60, 96))), 0.5)
+    assert small.images.shape[-2:] == (48, 48)
+    assert small.sizes == ((48, 48), (48, 40), (30, 48))
+    assert float(small.images.mean()) == pytest.approx(float(images.mean()), rel=1e-2)
+    for objects, before in zip(small.targets, targets, strict=True):
+        torch.testing.assert_close(objects.boxes, before.boxes / 2)
+        assert objects.labels.equal(before.labels)
+        assert objects.masks.shape[1:] == (48, 48)
+        for mask, box in zip(objects.masks, objects.boxes, strict=True):
+            rows, columns = torch.nonzero(mask, as_tuple=True)
+            edges = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert (edges - box).abs().max() <= 1.5
+    unshrunk = Batch(images=images, targets=targets)
+    assert shrunk(unshrunk, 1.0) is unshrunk
+
+
+@pytest.mark.parametrize("name", ["digits.segmentation", "digits.contrastive", "digits.detection"])
+def test_first_steps_take_smaller_images_and_labels_as_they_are(tmp_path: Path, name: str) -> None:
+    recipe = tiny_dense_recipe(name, data__first_size="48", data__first_share="0.5")
+    trainer = make_trainer(recipe, tmp_path / "run")
+    losses, seen, labels = trainer.stepper.task.losses, [], set()
+
+    def watched(model, batch):
+        seen.append((batch.images.shape[-1], float(batch.images.std())))
+        labels.add(batch.targets.shape[1:] if isinstance(batch.targets, torch.Tensor) else None)
+        return losses(model, batch)
+
+    trainer.stepper.task.losses = watched
+    history = trainer.run()
+    side = recipe.data.image_size
+    assert [size for size, _ in seen] == [48] * 5 + [side] * 5
+    assert all(spread > 0.1 for _, spread in seen)
+    assert labels == {{"digits.segmentation": (side, side), "digits.contrastive": (2,)}.get(name)}
+    assert all(math.isfinite(record["loss"]) for record in history if "loss" in record)
+
+
+def test_first_sizes_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="first_size must lie in 0 to image_size"):
+        tiny_dense_recipe("digits.segmentation", data__first_size="4000", data__first_share="0.5")
+    with pytest.raises(ValueError, match=r"first_share in \[0, 1\]"):
+        tiny_dense_recipe("digits.segmentation", data__first_size="32", data__first_share="1.5")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -157,7 +205,9 @@ def test_a_detector_starts_from_a_classifier_and_keeps_frozen_stages(tmp_path: P
 def test_a_fresh_segmenter_believes_in_the_classes_by_their_shares_and_a_trained_one_in_its_own(tmp_path: Path) -> None:
     recipe = tiny_dense_recipe("digits.segmentation", task__prior_samples="30", data__scenes="30")
     fresh = make_trainer(recipe, tmp_path / "fresh").model
-    masks = np.stack([mask for _, mask in Scenes("train", 30, "segmentation")])
+    data = recipe.data
+    scenes = Scenes("train", 30, "segmentation", fewest=data.fewest_digits, most=data.most_digits)
+    masks = np.stack([mask for _, mask in scenes])
     for classifier in (fresh.head.classifier, fresh.auxiliary.classifier):
         shares = classifier.bias.softmax(0)
         for index, share in enumerate(shares.tolist()):

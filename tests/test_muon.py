@@ -1,11 +1,13 @@
 """Muon: orthogonal updates of matrices, AdamW elsewhere; beside torch's own Muon and the exact decomposition."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import davit
-from davit.train.muon import MOMENTUM, STEPS, orthogonalise
+from davit.train.muon import MOMENTUM, STEPS, multiplies_bf16, orthogonalise
 from davit.train.optimizer import (
     OptimizerConfig,
     count_moments,
@@ -41,6 +43,38 @@ def test_wide_matrices_take_a_shorter_way_to_the_same(steps):
     narrow = torch.randn(2, 12, 13, dtype=torch.float64) * torch.logspace(0, -4, 12, dtype=torch.float64)[:, None]
     wide = torch.cat([narrow, torch.zeros(2, 12, 47, dtype=torch.float64)], 2)
     torch.testing.assert_close(orthogonalise(wide, steps)[:, :, :13], orthogonalise(narrow, steps))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 48, 200)])
+def test_products_of_bf16_bring_singular_values_to_the_same_range(shape):
+    torch.manual_seed(1)
+    matrices = torch.randn(shape)
+    turned = orthogonalise(matrices, dtype=torch.bfloat16)
+    assert turned.dtype == torch.bfloat16
+    exact = orthogonalise(matrices)
+    assert (turned - exact).norm() < 0.05 * exact.norm()
+    values = torch.linalg.svdvals(turned.float())
+    assert values.max() < 1.3
+    assert values[:, : shape[1] // 2].min() > 0.6
+
+
+def test_products_are_of_the_precision_that_is_asked_for():
+    model = nn.Linear(24, 40)
+    torch.nn.init.normal_(model.weight)
+    moved = {}
+    for precision in ("fp32", "bf16", "auto"):
+        config = OptimizerConfig(kind="muon", learning_rate=3e-3, matrix_precision=precision)
+        again = copy.deepcopy(model)
+        optimizer = make_optimizer(again, config)
+        set_rate(optimizer, config.learning_rate)
+        again(torch.ones(3, 24)).square().sum().backward()
+        optimizer.step()
+        moved[precision] = again.weight.detach() - model.weight.detach()
+        assert again.weight.dtype == torch.float32
+    assert not moved["bf16"].equal(moved["fp32"])
+    torch.testing.assert_close(moved["bf16"], moved["fp32"], rtol=0.1, atol=1e-4)
+    fast = multiplies_bf16(torch.device("cpu"))
+    assert moved["auto"].equal(moved["bf16" if fast else "fp32"])
 
 
 def test_zeros_stay_zeros():

@@ -132,9 +132,14 @@ def test_fuller_scenes_have_at_least_so_many_digits_where_they_find_a_place() ->
     assert max(counts) == 8
     assert sum(count >= 6 for count in counts) > 50
     assert full.histogram()[1:].sum() > 1.3 * usual.histogram()[1:].sum()
-    for fewest in (0, 9):
-        with pytest.raises(ValueError, match="1 to 8"):
-            Scenes("train", 60, "segmentation", fewest=fewest)
+    crowded = Scenes("train", 60, "segmentation", fewest=12, most=14)
+    counts = [len(crowded.placed(index)) for index in range(60)]
+    assert max(counts) == 14
+    assert sum(count >= 12 for count in counts) > 45
+    assert crowded.histogram()[1:].sum() > 1.3 * full.histogram()[1:].sum()
+    for fewest, most in ((0, 8), (9, 8), (9, 25)):
+        with pytest.raises(ValueError, match="1 to 24"):
+            Scenes("train", 60, "segmentation", fewest=fewest, most=most)
 
 
 def test_bright_digits_are_never_darker_than_what_is_around_them() -> None:

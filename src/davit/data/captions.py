@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from davit.data.scenes import PlacedDigit, Scenes
+from davit.data.scenes import LARGEST, ROOM, PlacedDigit, Scenes
 from davit.structures import Pair
 from davit.tokens import tokenize, tokenizer
 
@@ -78,14 +78,26 @@ class CaptionedScenes:
         fewest: int = 1,
         most: int = MOST_TOLD,
         bright: int = 0,
+        first: int = 0,
+        first_size: int = 0,
     ) -> None:
         """Describe scenes of `fewest` to `most` digits; see `Scenes`.
+
+        Of the first scenes `first` are small, `first_size` pixels wide, with digits as large as in the others and as
+        few as the area holds: it is easier to learn what a digit looks like where there is nothing else.
 
         Raises:
             ValueError: as `Scenes` does.
         """
-        self.split, self.seed = split, seed
+        self.split, self.seed, self._first = split, seed, first
         self.scenes = Scenes(split, count, "detection", seed=seed, size=size, fewest=fewest, most=most, bright=bright)
+        self._small = self.scenes
+        if first:
+            few = max(1, round(most * (first_size / size) ** 2))
+            largest = min(LARGEST * size, ROOM * first_size)
+            self._small = Scenes(
+                split, first, "detection", seed=seed, size=first_size, most=few, largest=largest, bright=bright
+            )
 
     def __len__(self) -> int:
         """Count the scenes."""
@@ -94,7 +106,7 @@ class CaptionedScenes:
     def __getitem__(self, index: int) -> "tuple[Image, Caption]":
         """Return an RGB picture and its caption; equal captions share a label."""
         text = self.caption(index)
-        return self.scenes[index][0], Caption(text=text, label=label_of(text), image=index)
+        return self._drawn(index)[index][0], Caption(text=text, label=label_of(text), image=index)
 
     def name(self, index: int) -> str:
         """Return what errors call a scene."""
@@ -103,7 +115,11 @@ class CaptionedScenes:
     def caption(self, index: int) -> str:
         """What a scene shows, in words; one digit by its name, two by their order, more by their places."""
         rng = np.random.default_rng((self.seed, ("train", "test").index(self.split), index, 1))
-        return caption(self.scenes.placed(index), self.scenes.side, rng)
+        scenes = self._drawn(index)
+        return caption(scenes.placed(index), scenes.side, rng)
+
+    def _drawn(self, index: int) -> Scenes:
+        return self._small if index < self._first else self.scenes
 
 
 def caption(placed: tuple[PlacedDigit, ...], side: int, rng: np.random.Generator) -> str:

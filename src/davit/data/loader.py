@@ -263,10 +263,16 @@ def _gather(samples: list[Sample], images: torch.Tensor) -> Batch:
     return Batch(
         images=images,
         targets=torch.tensor([(pair.label, pair.image) for pair in pairs]) if pairs else _together(targets),
-        texts=torch.stack([pair.tokens for pair in pairs]) if pairs else None,
+        texts=_without_padding(torch.stack([pair.tokens for pair in pairs])) if pairs else None,
         ids=tuple(sample.index for sample in samples),
         faults=tuple(fault for sample in samples for fault in sample.faults),
     )
+
+
+def _without_padding(texts: torch.Tensor) -> torch.Tensor:  # (B, context)
+    """Leave out what follows the longest text, which no token sees; eights stay: a compiled tower meets few lengths."""
+    longest = int(texts.argmax(1).max()) + 1  # the last token has the highest number
+    return texts[:, : -(-longest // 8) * 8].contiguous()
 
 
 def _together(targets: list[Any]) -> Any:

@@ -13,9 +13,11 @@ from davit.structures import Instances, encode_mask
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MOST_DIGITS = 8
+MOST_DIGITS = 8  # of a test scene
+MOST_LAID = 24  # of a training scene; fewer find a place
 SMALLEST = 14.0  # pixels; a smaller digit cannot be read
 LARGEST = 0.44  # of the side
+ROOM = 0.8  # of the side: a larger digit, stretched and turned, might not fit
 CONTRASTS = (70.0, 150.0)  # between a digit and the background, of 255
 OVERLAP = 0.2  # share of a digit that others may cover, and that may lie on others
 _TRIES = 8  # places tried for a digit before it is left out
@@ -49,8 +51,8 @@ class _Layout:
     def __init__(self, side: int) -> None:
         self.inks: list[tuple[int, int, int, NDArray[np.uint8]]] = []
         self.owner = np.zeros((side, side), np.uint8)
-        self._whole = np.zeros(MOST_DIGITS + 1)  # pixels of each digit; place 0 is the background
-        self._seen = np.zeros(MOST_DIGITS + 1)  # those that no later digit covers
+        self._whole = np.zeros(MOST_LAID + 1)  # pixels of each digit; place 0 is the background
+        self._seen = np.zeros(MOST_LAID + 1)  # those that no later digit covers
 
     def lay(self, digit: int, cover: "NDArray[np.uint8]", rng: np.random.Generator) -> None:
         """Lay a digit where it hides little of each other and rests mostly on free ground, if a try finds a place."""
@@ -90,6 +92,7 @@ class Scenes:
         seed: another seed gives other scenes.
         side: height and width in pixels.
         fewest, most: digits that are laid at least and at most, as far as they find a place.
+        largest: size of the largest digits in pixels; 0 for `LARGEST` of the side.
         bright: of the first so many scenes all digits are brighter than the background.
     """
 
@@ -103,6 +106,7 @@ class Scenes:
         size: int = 128,
         fewest: int = 1,
         most: int = MOST_DIGITS,
+        largest: float = 0.0,
         bright: int = 0,
     ) -> None:
         """Hold the digits of one side of the fixed split.
@@ -112,9 +116,11 @@ class Scenes:
             count: number of scenes.
             task: what `[index]` gives beside the picture.
             seed: of all scenes.
-            size: height and width in pixels; digits are between 14 pixels and 0.44 of it.
+            size: height and width in pixels.
             fewest: digits tried in a scene at least, of 8 at most: fuller scenes teach more for the same computation.
             most: digits tried in a scene at most.
+            largest: size of the largest digits in pixels, of at most 0.8 of the side; 0 for 0.44 of it. The smallest
+                have 14.
             bright: in so many scenes at the start digits are brighter than the background, never darker: a model with
                 fresh weights, which tells sign from sign late, begins to read with them.
 
@@ -123,16 +129,18 @@ class Scenes:
         """
         if task not in ("detection", "segmentation"):
             raise ValueError(f"task must be 'detection' or 'segmentation', got {task!r}")
-        if size < 48 or count < 1 or seed < 0 or bright < 0:
+        if size < 32 or count < 1 or seed < 0 or bright < 0:
             raise ValueError(
-                f"size must be at least 48, count 1, seed and bright 0, got {size}, {count}, {seed} and {bright}"
+                f"size must be at least 32, count 1, seed and bright 0, got {size}, {count}, {seed} and {bright}"
             )
-        if not 1 <= fewest <= most <= MOST_DIGITS:
-            raise ValueError(f"fewest and most must lie in 1 to {MOST_DIGITS}, in order, got {fewest} and {most}")
+        if largest and not SMALLEST <= largest <= ROOM * size:
+            raise ValueError(f"largest must be 0 or lie in {SMALLEST} to {ROOM * size}, got {largest}")
+        if not 1 <= fewest <= most <= MOST_LAID:
+            raise ValueError(f"fewest and most must lie in 1 to {MOST_LAID}, in order, got {fewest} and {most}")
         self.classes = CLASSES if task == "detection" else ("background", *CLASSES)
         self.category_ids = tuple(range(1, len(CLASSES) + 1))
         self.split, self.task, self.seed, self.side, self.fewest = split, task, seed, size, fewest
-        self.most, self.bright = most, bright
+        self.most, self.largest, self.bright = most, largest, bright
         self._count = count
         digits = Digits(split)
         self._sources = [_padded(picture) for picture, _ in digits]
@@ -204,10 +212,10 @@ class Scenes:
         if not 0 <= index < self._count:
             raise IndexError(f"scene {index} of {self._count}")
         rng = np.random.default_rng((self.seed, ("train", "test").index(self.split), index))
-        layout = _Layout(self.side)
+        layout, largest = _Layout(self.side), self.largest or LARGEST * self.side
         for _ in range(int(rng.integers(self.fewest, self.most + 1))):
             source = int(rng.integers(len(self._sources)))
-            layout.lay(self._labels[source], _enlarged(self._sources[source], self.side, rng), rng)
+            layout.lay(self._labels[source], _enlarged(self._sources[source], largest, rng), rng)
         return layout, rng
 
 
@@ -217,9 +225,9 @@ def _padded(picture: Image.Image) -> Image.Image:
     return padded
 
 
-def _enlarged(source: Image.Image, side: int, rng: np.random.Generator) -> "NDArray[np.uint8]":
+def _enlarged(source: Image.Image, largest: float, rng: np.random.Generator) -> "NDArray[np.uint8]":
     """Enlarge, stretch and turn in one step; return how much ink covers each pixel, without empty borders."""
-    scale = exp(rng.uniform(log(SMALLEST), log(LARGEST * side))) / 8
+    scale = exp(rng.uniform(log(SMALLEST), log(largest))) / 8
     across = scale * exp(rng.uniform(-0.15, 0.15))
     turn = radians(rng.uniform(-12, 12))
     edge = ceil(_SOURCE * max(scale, across))

@@ -202,6 +202,8 @@ def _assumptions(recipe: Recipe, tflops: float | None) -> list[str]:
     notes = []
     if recipe.optimizer.frozen_stages:
         notes.append("memory and arithmetic are those of a run without frozen stages, which takes more")
+    if recipe.data.first_size:
+        notes.append("memory and arithmetic are those of a step with images of data.image_size, not data.first_size")
     if recipe.runtime.compile:
         notes.append("memory is that of the model before compilation, which keeps less")
     if tflops in (None, SUSTAINED_TFLOPS):

@@ -18,18 +18,27 @@ _SHARE_OF_ADAMW = 0.2  # root mean square of an update of AdamW over the rate (a
 _AT_ONCE = 2**26  # numbers orthogonalised together: whole matrices of a sharded model are not held all at once
 
 
-def orthogonalise(matrices: Tensor, steps: int = STEPS) -> Tensor:
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bf16 by instructions of its own, faster than those of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def orthogonalise(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None = None) -> Tensor:
     """Bring the singular values of matrices near 1 and keep their directions, by Newton-Schulz iterations.
 
     Args:
         matrices: (n, rows, columns), of any scale.
         steps: iterations; singular values below 1/41 of the Frobenius norm are only enlarged after three.
+        dtype: of the products and of what comes out; bf16 moves singular values by some hundredths. None for that of
+            `matrices`.
 
     Returns:
         (n, rows, columns), singular values about 0.7 to 1.2; zeros stay zeros.
     """
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
-    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
+    x = (x / x.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]).to(dtype or x.dtype)
     rows, columns = x.shape[1:]
     x = _factor(x @ x.mT, steps) @ x if 2 * rows <= columns else _iterate(x, steps)
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
@@ -64,7 +73,12 @@ class Muon(torch.optim.AdamW):
     A matrix moves by `0.2 sqrt(max(rows, columns))` times the rate, so that it moves as far as under AdamW and one rate
     and decay serve both (arXiv 2502.16982). Kernels count as matrices of (outputs, the rest). Several processes share
     the work, each matrix whole on one of them.
+
+    Attributes:
+        products: type of the products that orthogonalise; None for that of the parameters.
     """
+
+    products: torch.dtype | None = None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -80,7 +94,7 @@ class Muon(torch.optim.AdamW):
             self.param_groups = groups
 
     def _move(self, some: list[_Matrix]) -> None:
-        updates = _orthogonalised([whole(self._ahead(parameter)).flatten(1) for parameter, _ in some])
+        updates = _orthogonalised([whole(self._ahead(parameter)).flatten(1) for parameter, _ in some], self.products)
         for (parameter, group), update in zip(some, updates, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             rate = group["lr"] * _SHARE_OF_ADAMW * max(update.shape) ** 0.5
@@ -95,22 +109,34 @@ class Muon(torch.optim.AdamW):
         return gradient.lerp(state["momentum"].lerp_(gradient, 1 - MOMENTUM), MOMENTUM)
 
 
-def _orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
+def _orthogonalised(matrices: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
     """Orthogonalise this process's share of matrices that all have, alike ones together, and gather the others'."""
     many = distributed.is_initialized()
     rank, size = (distributed.get_rank(), distributed.get_world_size()) if many else (0, 1)
-    results = matrices[0].new_zeros(sum(matrix.numel() for matrix in matrices))
-    parts = results.split([matrix.numel() for matrix in matrices])
+    shares = _share([matrix.shape for matrix in matrices], size)
+    longest = max(sum(matrices[place].numel() for place in share) for share in shares)
+    mine = matrices[0].new_zeros(longest, dtype=dtype)
+    parts = dict(zip(shares[rank], _cut(mine, shares[rank], matrices), strict=True))
     alike: dict[torch.Size, list[int]] = defaultdict(list)
-    for place in _share([matrix.shape for matrix in matrices], size)[rank]:
+    for place in shares[rank]:
         alike[matrices[place].shape].append(place)
     for places in alike.values():
-        together = orthogonalise(torch.stack([matrices[place] for place in places]))
+        together = orthogonalise(torch.stack([matrices[place] for place in places]), dtype=dtype)
         for place, result in zip(places, together, strict=True):
-            parts[place].copy_(result.flatten())
+            parts[place].copy_(result)
     if size > 1:
-        distributed.all_reduce(results)  # a sum with zeros is exact
-    return [part.view_as(matrix) for part, matrix in zip(parts, matrices, strict=True)]
+        gathered = mine.new_empty(size * longest)
+        distributed.all_gather_into_tensor(gathered, mine)
+        for share, flat in zip(shares, gathered.chunk(size), strict=True):
+            parts |= zip(share, _cut(flat, share, matrices), strict=True)
+    return [parts[place] for place in range(len(matrices))]
+
+
+def _cut(flat: Tensor, share: list[int], matrices: list[Tensor]) -> list[Tensor]:
+    """Views of a vector as the matrices of a share, one after the other; what is left over belongs to none."""
+    sizes = [matrices[place].numel() for place in share]
+    pieces = flat[: sum(sizes)].split(sizes) if share else ()
+    return [piece.view_as(matrices[place]) for place, piece in zip(share, pieces, strict=True)]
 
 
 def _share(shapes: list[torch.Size], size: int) -> list[list[int]]:

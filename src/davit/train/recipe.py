@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from davit.data.detection_transforms import DetectionAugmentation
-from davit.data.scenes import MOST_DIGITS
+from davit.data.scenes import MOST_LAID
 from davit.data.segmentation_transforms import SegmentationAugmentation
 from davit.data.transforms import Augmentation
 from davit.models.clip_config import ImageTextHead
@@ -53,10 +53,17 @@ class DataRecipe:
         scenes: training scenes in an epoch; a tenth as many are there for validation.
         bright_share: share of the scenes, seen first, in which digits are never darker than the ground:
             fresh weights begin to learn with them.
-        fewest_digits: digits laid into a training scene at least, of 8; those for validation always have 1 to 8.
+        fewest_digits: digits laid into a training scene at least.
+        most_digits: digits laid into it at most, as far as they find a place; 0 for as many as scenes for validation
+            have, which is up to 8, or up to 4 with captions.
         class_list: file with the class names of `masks`, a line each, where it does not lie in `root`.
         ignore: labels of `masks` that stand for no class, beside 255.
         image_size: side of the square the model sees, in pixels.
+        first_size: side that images are shrunk to in the first `first_share` of the steps, where they teach nearly as
+            much for less computation (progressive learning, arXiv 2104.00298, section 4, with two sizes); 0 for
+            `image_size` from the start. Labels of pixels stay as large as they are. Scenes with captions are drawn so
+            small then, with fewer digits of the same size.
+        first_share: share of the steps with images of `first_size`.
         longest: where pictures keep their shape, as in detection: `image_size` is then their short side, unless this
             would make the long one longer than `longest`; 0 makes squares.
         channels: 1 for grey, 3 for RGB.
@@ -73,9 +80,12 @@ class DataRecipe:
     scenes: int = 2000
     bright_share: float = 0.0
     fewest_digits: int = 1
+    most_digits: int = 0
     class_list: str = ""
     ignore: tuple[int, ...] = ()
     image_size: int = 224
+    first_size: int = 0
+    first_share: float = 0.0
     longest: int = 0
     channels: int = 3
     crop: float = 0.9
@@ -94,12 +104,24 @@ class DataRecipe:
             raise ValueError(f"scenes must be at least 10, got {self.scenes}")
         if not 0 <= self.bright_share <= 1:
             raise ValueError(f"bright_share must lie in [0, 1], got {self.bright_share}")
-        if not 1 <= self.fewest_digits <= MOST_DIGITS:
-            raise ValueError(f"fewest_digits must lie in 1 to {MOST_DIGITS}, got {self.fewest_digits}")
+        if not 1 <= self.fewest_digits <= (self.most_digits or MOST_LAID) <= MOST_LAID:
+            raise ValueError(
+                f"fewest_digits and most_digits must lie in 1 to {MOST_LAID}, in order, got {self.fewest_digits} "
+                f"and {self.most_digits}"
+            )
+        if not 0 <= self.first_size <= self.image_size or not 0 <= self.first_share <= 1:
+            raise ValueError(
+                f"first_size must lie in 0 to image_size ({self.image_size}) and first_share in [0, 1], "
+                f"got {self.first_size} and {self.first_share}"
+            )
         if self.longest and self.longest < self.image_size:
             raise ValueError(f"longest must be 0 or at least image_size, got {self.longest} and {self.image_size}")
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must lie in (0, 1), got {self.validation_share}")
+
+    def scale(self, done: float) -> float:
+        """Side of the images over `image_size`, after a share of the run."""
+        return self.first_size / self.image_size if self.first_size and done < self.first_share else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from davit.data.caption_files import caption_roots, find_captions, split_captions
 from davit.data.caption_shards import CaptionShards, caption_parts
-from davit.data.captions import CaptionedScenes, Pairs
+from davit.data.captions import MOST_TOLD, CaptionedScenes, Pairs
 from davit.data.coco import CocoImages, find_coco
 from davit.data.detection_transforms import DetectionAugmentation, DetectionTransform
 from davit.data.evaluation_loader import equal_sizes, evaluation_batches, picture_batches
 from davit.data.loader import DenseSamples, Part, TrainSamples
 from davit.data.masks import find_masks
-from davit.data.scenes import Scenes
+from davit.data.scenes import MOST_DIGITS, Scenes
 from davit.data.segmentation_transforms import SegmentationAugmentation, SegmentationTransform
 from davit.data.transforms import Augmentation, TrainTransform
 from davit.evaluation.mean_iou import check_labels
@@ -65,7 +65,7 @@ def list_images(recipe: Recipe) -> Images:
         return _list_pairs(recipe)
     if data.source == "scenes":
         held_out = _test_scenes(data)
-        train = Scenes("train", data.scenes, task, fewest=data.fewest_digits, bright=_bright(data))
+        train = Scenes("train", data.scenes, task, **_training(data, MOST_DIGITS))
         return Images(train, Scenes("test", held_out, task))
     if not data.root:
         raise ValueError("say where the images are: data.root=DIR")
@@ -83,8 +83,10 @@ def list_images(recipe: Recipe) -> Images:
     return Images(Part(train, useful), validation, tuple(notes))
 
 
-def _bright(data: DataRecipe) -> int:
-    return round(data.bright_share * data.scenes)
+def _training(data: DataRecipe, most: int) -> dict[str, int]:
+    """What training scenes have that those for validation have not; these have up to `most` digits."""
+    most = data.most_digits or max(most, data.fewest_digits)
+    return {"fewest": data.fewest_digits, "most": most, "bright": round(data.bright_share * data.scenes)}
 
 
 def _test_scenes(data: DataRecipe) -> int:
@@ -105,7 +107,12 @@ def _list_pairs(recipe: Recipe) -> Images:
     context = head.text.context
     if data.source == "scenes":
         train = CaptionedScenes(
-            "train", data.scenes, size=data.image_size, fewest=data.fewest_digits, bright=_bright(data)
+            "train",
+            data.scenes,
+            size=data.image_size,
+            first=round(data.first_share * data.scenes) if data.first_size else 0,
+            first_size=data.first_size,
+            **_training(data, MOST_TOLD),
         )
         test = CaptionedScenes("test", _test_scenes(data), size=data.image_size)
         return Images(Pairs(train, context), Pairs(test, context))

@@ -19,6 +19,7 @@ from davit.train.ema import Average
 from davit.train.optimizer import count_moments, make_optimizer, set_rate
 from davit.train.parallel import exchange, replicate, whole
 from davit.train.recipe import Recipe
+from davit.train.shrink import shrunk
 from davit.train.statistics import Statistics
 
 STEP_STREAM = 1  # separates the randomness of steps from that of samples
@@ -58,15 +59,20 @@ class Stepper:
         self.parallel: nn.Module = model
         self.forward: Callable[..., Tensor] = model
 
-    def gradients(self, batches: Iterator[Batch], step: int, rate: float, *, frozen: bool) -> tuple[float, bool]:
-        """Compute the gradients of a step; return this process's mean loss, and whether all of it is finite."""
+    def gradients(
+        self, batches: Iterator[Batch], step: int, rate: float, *, frozen: bool, scale: float = 1.0
+    ) -> tuple[float, bool]:
+        """Compute the gradients of a step; return this process's mean loss, and whether all of it is finite.
+
+        Images are shrunk by `scale` first.
+        """
         self._freeze(frozen)
         self.model.train()
         self.statistics.keep()
         set_rate(self.optimizer, rate)
         total = torch.zeros((), device=self.world.device)
         for rows in self.rows:
-            batch = next(batches).to(self.world.device)
+            batch = shrunk(next(batches).to(self.world.device), scale)
             self._place(step, rows.start)
             with exchange(self.parallel, rows is self.rows[-1]):
                 with torch.autocast(self.world.device.type, self.precision, enabled=self.precision != torch.float32):

@@ -141,6 +141,7 @@ class Trainer:
             step,
             self._rate(step),
             frozen=epoch < self.recipe.optimizer.frozen_epochs,
+            scale=self.recipe.data.scale(step / self.total),
         )
         faults = [fault for batch in seen for fault in batch.faults]
         for fault in faults:
