@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from davit.structures import Batch, Detections, Segmentation
 from davit.train.checkpoint import latest_point
 from davit.train.run import run
 from davit.train.shrink import shrunk
+from davit.train.sides import list_images
 from davit.train.stop import TrainingStoppedError
 from davit.weights.save import save
 from runs import make_trainer, states_equal, stop_after, tiny_dense_recipe, weights_of
@@ -66,7 +68,7 @@ def test_objects_shrink_with_their_image() -> None:
 
 @pytest.mark.parametrize("name", ["digits.segmentation", "digits.contrastive", "digits.detection"])
 def test_first_steps_take_smaller_images_and_labels_as_they_are(tmp_path: Path, name: str) -> None:
-    recipe = tiny_dense_recipe(name, data__first_size="48", data__first_share="0.5")
+    recipe = tiny_dense_recipe(name, data__first_size="48", data__first_share="0.5", schedule__epochs="1")
     trainer = make_trainer(recipe, tmp_path / "run")
     losses, seen, labels = trainer.stepper.task.losses, [], set()
 
@@ -78,7 +80,7 @@ def test_first_steps_take_smaller_images_and_labels_as_they_are(tmp_path: Path, 
     trainer.stepper.task.losses = watched
     history = trainer.run()
     side = recipe.data.image_size
-    assert [size for size, _ in seen] == [48] * 5 + [side] * 5
+    assert [size for size, _ in seen] == [48] * 3 + [side] * 2
     assert all(spread > 0.1 for _, spread in seen)
     assert labels == {{"digits.segmentation": (side, side), "digits.contrastive": (2,)}.get(name)}
     assert all(math.isfinite(record["loss"]) for record in history if "loss" in record)
@@ -89,6 +91,29 @@ def test_first_sizes_that_cannot_be_are_refused() -> None:
         tiny_dense_recipe("digits.segmentation", data__first_size="4000", data__first_share="0.5")
     with pytest.raises(ValueError, match=r"first_share in \[0, 1\]"):
         tiny_dense_recipe("digits.segmentation", data__first_size="32", data__first_share="1.5")
+    captioned = tiny_dense_recipe("digits.contrastive", data__first_size="32", data__first_share="0.5")
+    with pytest.raises(ValueError, match="is for one epoch"):
+        list_images(captioned)
+    with pytest.raises(ValueError, match="first_size must lie in 32 to 64, got 16"):
+        list_images(assign(assign(captioned, "schedule.epochs", "1"), "data.first_size", "16"))
+
+
+@pytest.mark.parametrize("steps", ["0", "3"])
+def test_small_captioned_scenes_are_those_of_the_steps_with_small_images(tmp_path: Path, steps: str) -> None:
+    recipe = tiny_dense_recipe("digits.contrastive", schedule__epochs="1", schedule__steps=steps)
+    recipe = replace(recipe, data=replace(recipe.data, scenes=48, first_size=32, first_share=0.3))
+    trainer = make_trainer(recipe, tmp_path / "run")
+    train, losses, seen = list_images(recipe).train, trainer.stepper.task.losses, []
+
+    def watched(model, batch):
+        seen.append((batch.images.shape[-1], {train.images[index][0].size[0] for index in batch.ids}))
+        return losses(model, batch)
+
+    trainer.stepper.task.losses = watched
+    trainer.run()
+    side = recipe.data.image_size
+    small = 3 if steps == "0" else 1  # 0.3 of 8 steps, rounded up, or of 3
+    assert seen == [(32, {32})] * small + [(side, {side})] * (trainer.total - small)
 
 
 @pytest.mark.parametrize("name", NAMES)

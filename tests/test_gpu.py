@@ -61,6 +61,15 @@ def test_a_run_trains_on_the_gpu(tmp_path):
     assert run(recipe, tmp_path / "run").metrics["top1"] >= 0.98
 
 
+def test_matrices_are_orthogonalised_in_bf16_as_in_float64():
+    from davit.train.muon import multiplies_bf16, orthogonalise
+
+    assert multiplies_bf16(torch.device("cuda"))
+    matrices = torch.randn(3, 48, 200, device="cuda")
+    exact = orthogonalise(matrices.double())
+    assert (orthogonalise(matrices, dtype=torch.bfloat16) - exact).norm() < 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_run_resumes_on_the_gpu(tmp_path, parallel, precision):

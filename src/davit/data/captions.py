@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from davit.data.scenes import LARGEST, ROOM, PlacedDigit, Scenes
+from davit.data.scenes import LARGEST, LEAST_SIDE, ROOM, PlacedDigit, Scenes
 from davit.structures import Pair
 from davit.tokens import tokenize, tokenizer
 
@@ -93,6 +93,8 @@ class CaptionedScenes:
         self.scenes = Scenes(split, count, "detection", seed=seed, size=size, fewest=fewest, most=most, bright=bright)
         self._small = self.scenes
         if first:
+            if not LEAST_SIDE <= first_size <= size:
+                raise ValueError(f"first_size must lie in {LEAST_SIDE} to {size}, got {first_size}")
             few = max(1, round(most * (first_size / size) ** 2))
             largest = min(LARGEST * size, ROOM * first_size)
             self._small = Scenes(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MOST_DIGITS = 8  # of a test scene
 MOST_LAID = 24  # of a training scene; fewer find a place
+LEAST_SIDE = 32
 SMALLEST = 14.0  # pixels; a smaller digit cannot be read
 LARGEST = 0.44  # of the side
 ROOM = 0.8  # of the side: a larger digit, stretched and turned, might not fit
@@ -78,7 +79,7 @@ class _Layout:
 
 
 class Scenes:
-    """Scenes of 1 to 8 digits, each a pure function of (seed, split, index).
+    """Scenes of digits, 1 to 8 where nothing else is said, each a pure function of (seed, split, index).
 
     The digits are real ones, enlarged smoothly, turned and stretched a little, in colours brighter or darker than the
     background. A later digit may cover up to a fifth of an earlier one; a digit that finds no such place is not drawn,
@@ -117,8 +118,8 @@ class Scenes:
             task: what `[index]` gives beside the picture.
             seed: of all scenes.
             size: height and width in pixels.
-            fewest: digits tried in a scene at least, of 8 at most: fuller scenes teach more for the same computation.
-            most: digits tried in a scene at most.
+            fewest: digits tried in a scene at least: fuller scenes teach more for the same computation.
+            most: digits tried in a scene at most, of 24.
             largest: size of the largest digits in pixels, of at most 0.8 of the side; 0 for 0.44 of it. The smallest
                 have 14.
             bright: in so many scenes at the start digits are brighter than the background, never darker: a model with
@@ -129,10 +130,9 @@ class Scenes:
         """
         if task not in ("detection", "segmentation"):
             raise ValueError(f"task must be 'detection' or 'segmentation', got {task!r}")
-        if size < 32 or count < 1 or seed < 0 or bright < 0:
-            raise ValueError(
-                f"size must be at least 32, count 1, seed and bright 0, got {size}, {count}, {seed} and {bright}"
-            )
+        if size < LEAST_SIDE or count < 1 or seed < 0 or bright < 0:
+            least = f"size must be at least {LEAST_SIDE}, count 1, seed and bright 0"
+            raise ValueError(f"{least}, got {size}, {count}, {seed} and {bright}")
         if largest and not SMALLEST <= largest <= ROOM * size:
             raise ValueError(f"largest must be 0 or lie in {SMALLEST} to {ROOM * size}, got {largest}")
         if not 1 <= fewest <= most <= MOST_LAID:

@@ -1,5 +1,6 @@
 """One complete, typed training run. It is saved as JSON in the run folder, and compared there before a run goes on."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,7 +63,7 @@ class DataRecipe:
         first_size: side that images are shrunk to in the first `first_share` of the steps, where they teach nearly as
             much for less computation (progressive learning, arXiv 2104.00298, section 4, with two sizes); 0 for
             `image_size` from the start. Labels of pixels stay as large as they are. Scenes with captions are drawn so
-            small then, with fewer digits of the same size.
+            small then, with fewer digits of the same size, in runs of one epoch.
         first_share: share of the steps with images of `first_size`.
         longest: where pictures keep their shape, as in detection: `image_size` is then their short side, unless this
             would make the long one longer than `longest`; 0 makes squares.
@@ -119,9 +120,9 @@ class DataRecipe:
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must lie in (0, 1), got {self.validation_share}")
 
-    def scale(self, done: float) -> float:
-        """Side of the images over `image_size`, after a share of the run."""
-        return self.first_size / self.image_size if self.first_size and done < self.first_share else 1.0
+    def first_steps(self, total: int) -> int:
+        """How many of all steps see images of `first_size`."""
+        return math.ceil(self.first_share * total) if self.first_size else 0
 
 
 @dataclass(frozen=True, kw_only=True)

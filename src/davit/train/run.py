@@ -157,7 +157,7 @@ def make_plan(recipe: Recipe, model: Model, task: ScoredTask, images: Images, wo
                 seed,
                 steps,
                 share,
-                begin_in_order=data.source == "scenes" and max(data.bright_share, data.first_size) > 0,
+                begin_in_order=data.source == "scenes" and bool(data.bright_share or data.first_size),
             ),
             workers,
         ),

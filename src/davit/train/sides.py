@@ -89,6 +89,24 @@ def _training(data: DataRecipe, most: int) -> dict[str, int]:
     return {"fewest": data.fewest_digits, "most": most, "bright": round(data.bright_share * data.scenes)}
 
 
+def _small_scenes(recipe: Recipe) -> int:
+    """How many captioned scenes are small: those of the steps whose images are.
+
+    Raises:
+        ValueError: they would come again, among large ones.
+    """
+    data = recipe.data
+    batch_size = min(data.batch_size, data.scenes)
+    total = recipe.schedule.total_steps(data.scenes, batch_size)
+    first = data.first_steps(total)
+    if first and total * batch_size >= data.scenes + batch_size:
+        raise ValueError(
+            "data.first_size with captioned scenes is for one epoch: raise data.scenes, not schedule.epochs, "
+            "or set data.first_size=0"
+        )
+    return min(first * batch_size, data.scenes)
+
+
 def _test_scenes(data: DataRecipe) -> int:
     return min(max(1, data.scenes // 10), MOST_TEST_SCENES)
 
@@ -110,7 +128,7 @@ def _list_pairs(recipe: Recipe) -> Images:
             "train",
             data.scenes,
             size=data.image_size,
-            first=round(data.first_share * data.scenes) if data.first_size else 0,
+            first=_small_scenes(recipe),
             first_size=data.first_size,
             **_training(data, MOST_TOLD),
         )

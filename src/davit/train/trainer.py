@@ -134,14 +134,14 @@ class Trainer:
 
     def _step(self, feed: Feed, step: int, overdue: bool, log: RunLog) -> tuple[bool, bool]:
         """One update, or none, on all processes alike; return whether to stop, and whether to save."""
-        epoch = self.plan.epochs(step)
+        epoch, data = self.plan.epochs(step), self.recipe.data
         seen: list[Batch] = []
         loss, finite = self.stepper.gradients(
             feed.batches(self.window, seen),
             step,
             self._rate(step),
             frozen=epoch < self.recipe.optimizer.frozen_epochs,
-            scale=self.recipe.data.scale(step / self.total),
+            scale=data.first_size / data.image_size if step < data.first_steps(self.total) else 1.0,
         )
         faults = [fault for batch in seen for fault in batch.faults]
         for fault in faults:
