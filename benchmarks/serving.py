@@ -3,6 +3,7 @@
     python benchmarks/serving.py saturation [--variant davit_tiny --size 224 --threads 1 --rounds 5 --seconds 10]
     python benchmarks/serving.py overload   [--times 5 --seconds 30]
     python benchmarks/serving.py sigterm    [--times 20]
+    python benchmarks/serving.py killed     [--times 20]
     python benchmarks/serving.py stalled    [--connections 200 --rounds 3]
     python benchmarks/serving.py mutate     [--requests 1000000 --seed 0]
     python benchmarks/serving.py odd FOLDER [--model FILE]
@@ -16,11 +17,11 @@ server's for computing, so that on a machine of N processors N - 1 leave one for
 
 `saturation` lets the bare backend (batches of --batch-size, prepared before) and the server (as many clients as keep
 its batches full) take turns, then asks at random moments at 70 % of the server's rate. `overload` asks at random
-moments at --times the rate of its clients that wait. `sigterm` stops a server at a random moment under load. `stalled`
-compares good clients with and without connections that send half a header or half a body. `mutate` sends whole
-requests that are nearly right, one in ten with broken framing. `odd` compares each file's answer with the predictor's.
-`equal` compares the answers of a client that asks alone with those of many at once; `disconnect` leaves in the middle.
-`soak` asks at 80 %.
+moments at --times the rate of its clients that wait. `sigterm` stops a server at a random moment under load; `killed`
+kills one with `--restart` and counts the seconds until the next is ready. `stalled` compares good clients with and
+without connections that send half a header or half a body. `mutate` sends whole requests that are nearly right, one in
+ten with broken framing. `odd` compares each file's answer with the predictor's. `equal` compares the answers of one
+who asks alone with those of many at once; `disconnect` leaves in the middle. `soak` asks at 80 %.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from davit.decoding import read_image
 from davit.serving.served import ModelSource, open_model
 from record import write_record
 from serving_faults import disconnect, equal, mutations, odd, sigterm, stalled
+from serving_kills import killed
 from serving_load import (
     Options,
     Tally,
@@ -150,6 +152,7 @@ VERBS = {
     "saturation": saturation,
     "overload": overload,
     "sigterm": sigterm,
+    "killed": killed,
     "stalled": stalled,
     "mutate": mutations,
     "odd": odd,
@@ -173,7 +176,7 @@ def main() -> None:
         one.add_argument("--batch-size", type=int, default=8)
         one.add_argument("--seconds", type=float, default=3600.0 if verb == "soak" else 10.0)
         one.add_argument("--rounds", type=int, default=5)
-        one.add_argument("--times", type=int, default=20 if verb == "sigterm" else 5)
+        one.add_argument("--times", type=int, default=20 if verb in ("sigterm", "killed") else 5)
         one.add_argument("--connections", type=int, default=1000 if verb == "disconnect" else 200)
         one.add_argument("--requests", type=int, default=10_000 if verb == "equal" else 1_000_000)
         one.add_argument("--seed", type=int, default=0)

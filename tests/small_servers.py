@@ -16,12 +16,13 @@ from davit.inference.backends.eager import EagerBackend
 from davit.models.classifier import Classifier
 from davit.models.config import ClassifierConfig, DaViTConfig
 from davit.preprocessing import Preprocessing
+from davit.serving.address import address_of, open_socket
 from davit.serving.app import create_app
 from davit.serving.batcher import Batcher
 from davit.serving.limits import Limits
 from davit.serving.metrics import Metrics
 from davit.serving.protocol import timed_protocol
-from davit.serving.running import GracefulServer, address_of, open_socket
+from davit.serving.running import GracefulServer
 from davit.serving.served import Loaded, ModelSource, ServedModel, open_model
 from davit.serving.service import Explain, Service
 from davit.weights.save import save

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from davit.inference.memory import _resident, give_back
+from davit.serving.address import open_socket
 from davit.serving.limits import Limits
-from davit.serving.running import _accept_last, open_socket
+from davit.serving.running import _accept_last
 from davit.serving.service import Service
 from odd_pictures import encode
 from small_servers import colour_model, listening, running

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,6 +100,88 @@ def test_stopped_under_load_it_answers_what_it_accepted_and_is_gone_within_ten_s
     asked = [line for line in lines if line.get("path") == "/v1/predict"]
     assert len([line for line in asked if line["status"] == 200]) >= seen["200"]
     assert {"time", "client", "method", "ms"} <= asked[0].keys()
+
+
+def child_of(process: int) -> int:
+    (child,) = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return int(child)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> float:
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.05)
+    return time.monotonic() - begun
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the server's process by /proc")
+def test_killed_it_is_back_within_ten_seconds_and_refuses_no_connection(tmp_path: Path) -> None:
+    path = small_classifier(tmp_path / "m.safetensors", TINY, names="abcde")
+    log = tmp_path / "log"
+    with process("--restart", "--model", str(path), errors=log) as (server, url):
+        children = []
+        for _ in range(3):
+            children.append(child_of(server.pid))
+            os.kill(children[-1], signal.SIGKILL)
+            with httpx.Client(base_url=url, timeout=30) as client:  # waits for the next server, not refused
+                back = wait_until(lambda client=client: client.get("/readyz").status_code == 200, 30)
+                assert client.post("/v1/predict", content=RED, headers=IMAGE).status_code == 200
+            assert back < 10
+        children.append(child_of(server.pid))
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+        assert len(set(children)) == 4
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+    told = [json.loads(line)["message"] for line in log.read_text().splitlines() if "anew" in line]
+    assert len(told) == 3
+    assert all(f"process {child}, was ended by SIGKILL" in line for child, line in zip(children, told, strict=False))
+
+
+KEPT = """
+import os, signal, sys, time
+from davit.serving import restarting
+restarting.LONGEST_PAUSE = 0.01
+code = restarting.keep_alive(lambda line: print(line, flush=True))
+if code is not None:
+    sys.exit(code)
+print(os.getpid(), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("life", "code", "lives"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 1, 5),
+        ("sys.exit(1)", 1, 5),
+        ("sys.exit(2)", 2, 1),
+        ("sys.exit(0)", 0, 1),
+    ],
+)
+def test_a_server_that_does_not_live_is_given_up(life: str, code: int, lives: int) -> None:
+    done = subprocess.run([sys.executable, "-c", KEPT + life], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert sum(line.isdigit() for line in done.stdout.splitlines()) == lives
+    assert done.stdout.count("started anew") == lives - 1
+    assert ("not started again" in done.stdout) == (lives == 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells a child of its parent's end")
+def test_a_server_whose_keeper_is_killed_is_asked_to_stop() -> None:
+    life = "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\nprint('lives', flush=True)\ntime.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", KEPT + life], stdout=subprocess.PIPE, text=True) as keeper:
+        assert keeper.stdout is not None
+        child = int(keeper.stdout.readline())
+        assert keeper.stdout.readline() == "lives\n"
+        keeper.kill()
+        wait_until(lambda: "State:\tR" not in state(child) and "State:\tS" not in state(child), 10)
+
+
+def state(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_a_port_that_is_taken_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,7 @@ def main(arguments: list[str]) -> int:
         watch: Annotated[float, arg(metavar="SECONDS")] = 2.0,
         api_keys: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
         trust: bool = False,
+        restart: bool = False,
         json: bool = False,
     ) -> int:
         """Serve.
@@ -97,15 +98,22 @@ def main(arguments: list[str]) -> int:
             watch: How often to look whether a model's file has changed; 0 never looks.
             api_keys: A file with one key a line, any of which requests must then bring.
             trust: Run the code that a file of `davit export --format torch` is.
+            restart: Have a small process beside the server that holds the address and starts the server anew when it is
+                killed, as for want of memory, or crashes. Whoever connects meanwhile waits.
             json: Log and tell in lines of JSON.
         """
+        from davit.serving.address import address_of, open_socket
+
+        _log_to_stderr(json=json)
+        taken = open_socket(host, port) if restart else None
+        if restart and (code := _keep_alive()) is not None:
+            return _leave(code)
         _require()
         from davit.explain.page import drawing_script
         from davit.inference.zero_shot import parse_labels
         from davit.serving.limits import Limits
         from davit.serving.metrics import Metrics
         from davit.serving.reload import Loader
-        from davit.serving.running import address_of, open_socket
         from davit.serving.running import serve as run
         from davit.serving.served import ModelSource
         from davit.serving.service import Service
@@ -143,12 +151,11 @@ def main(arguments: list[str]) -> int:
             connections=connections,
         )
         keys = _keys(api_keys) if api_keys else []
-        _log_to_stderr(json=json)
         service = Service(
             limits=limits, metrics=Metrics(), explain=_explainer(), drawing=drawing_script(), workers=workers
         )
         service.default = _default(default, sources)
-        taken = open_socket(host, port)
+        taken = taken or open_socket(host, port)
         address = address_of(taken)
         with taken:
             number = run(
@@ -163,6 +170,13 @@ def main(arguments: list[str]) -> int:
         return _leave(130 if number == signal.SIGINT else 0)
 
     return tyro.cli(serve, prog="davit serve", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
+
+
+def _keep_alive() -> int | None:
+    """See `keep_alive`."""
+    from davit.serving.restarting import keep_alive
+
+    return keep_alive(logging.getLogger("davit.serving").warning)
 
 
 def _leave(code: int) -> NoReturn:
