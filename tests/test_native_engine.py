@@ -243,6 +243,15 @@ def test_memory_is_used_again():
     assert engine._library.davit_held(engine._handle) == held
 
 
+@pytest.mark.parametrize("name", ["plain", "florence2"])
+def test_large_images_take_two_maps_and_little_more(name):
+    """The residual stream before and after a block; normed maps, values and merges need no third."""
+    config = CONFIGS[name].override(widths=(96, 192, 384, 768))
+    engine = NativeEngine(DaViT(config), threads=2)
+    one = 4 * 96 * (896 // 4) ** 2
+    assert 2 * one <= engine._library.davit_memory(engine._handle, 1, 896, 896, 2) <= 2.9 * one
+
+
 def test_several_threads_may_call_at_once():
     models = [classifier() for _ in range(2)]
     engines = [NativeEngine(model, threads) for model, threads in zip(models, (1, 3), strict=True)]

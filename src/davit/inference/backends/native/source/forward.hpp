@@ -20,12 +20,13 @@ inline void embed_images(const Context& context, const Images& images, const Map
   });
 }
 
-inline void merge_maps(const Context& context, const Merge& merge, const Map& from, const Map& to, const float* in,
-                       float* out) {
+// The normed map goes to `spare`, and what is made of it back to `x`.
+inline void merge_maps(const Context& context, const Merge& merge, const Map& from, const Map& to, float* x,
+                       float* spare) {
   const Map padded = merge.padded(from);
-  const Activations normed = context.space.normed(from.channels);
+  const Activations normed = context.space.normed(spare, from.channels);
   context.pool.run(padded.batch * padded.height, context.threads, [&](int row, int thread) {
-    norm_row(in, from, merge, row, normed, context.space.of_thread(thread));
+    norm_row(x, from, merge, row, normed, context.space.of_thread(thread));
   });
   const Cut strips = cut(static_cast<int>(to.tokens()), MERGE_TOKENS, context.threads);
   // Where there are few strips, threads also share out the channels.
@@ -35,7 +36,7 @@ inline void merge_maps(const Context& context, const Merge& merge, const Map& fr
     const int strip = item / columns.count, column = item % columns.count;
     Pieces pieces(context.space.of_thread(thread));
     merge_tokens(normed, padded, to, merge, Range{columns.begin(column), columns.end(column)}, strips.begin(strip),
-                 strips.end(strip), pieces.of<size_t>(MERGE_TOKENS), out);
+                 strips.end(strip), pieces.of<size_t>(MERGE_TOKENS), x);
   });
 }
 
@@ -82,7 +83,7 @@ inline void classify(const Context& context, const Map& map, const float* x, flo
     }
     normalise(pooled, map.channels, pooled);
   });
-  float* padded = context.space.values;  // rows of whole vectors
+  float* padded = context.space.answers;
   const size_t width = static_cast<size_t>(head.vectors) * LANES;
   multiply_shared(context, head, ConstRows{context.space.pooled, C}, map.batch, Finish::set, Rows{padded, width});
   for (int image = 0; image < map.batch; ++image) {
@@ -105,7 +106,6 @@ inline void forward(const Context& context, const Images& images, float* const* 
       detail::embed_images(context, images, maps[0], x);
     } else {
       detail::merge_maps(context, stage.merge, maps[s - 1], maps[s], x, spare);
-      std::swap(x, spare);
     }
     for (const Block& block : stage.blocks) detail::run_block(context, plan, block, x, spare);
     if (!model.head.outputs) detail::give_map(context, maps[s], stage.map_norm, x, outputs[s]);

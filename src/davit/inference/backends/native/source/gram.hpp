@@ -113,17 +113,17 @@ inline void channel_gram(const Context& context, const StagePlan& plan, const Bl
   context.pool.run(3, context.threads, [&](int which, int) {
     detail::unpack(which < 2 ? block.qkv : block.value, which == 1 ? C : 0, C, query + which * size);
   });
-  context.pool.run(map.batch * parts, context.threads, [&](int item, int) {
+  context.pool.run(map.batch * parts, context.threads, [&](int item, int thread) {
     const int image = item / parts, part = item % parts;
     float* gram = parts_of(image) + part * size;
     std::memset(gram, 0, size * sizeof(float));
     for (int s = strips.count * part / parts; s < strips.count * (part + 1) / parts; ++s) {
       const Range rows = strip_rows(image, s);
-      Activations x;
-      x.rows = context.space.values + static_cast<size_t>(rows.begin) * map.width * C;
-      x.stride = C;
-      gather_rows(in, map, block.attention_position, rows.begin, rows.end, out, block.qkv, x);
-      add_gram(x.rows, C, (rows.end - rows.begin) * map.width, gram);
+      const int tokens = (rows.end - rows.begin) * map.width;
+      Pieces pieces(context.space.of_thread(thread));
+      const BlockScratch scratch(pieces, plan, tokens);
+      gather_rows(in, map, block.attention_position, rows.begin, rows.end, out, block.qkv, scratch.y);
+      add_gram(scratch.y.rows, C, tokens, gram);
     }
   });
   const Cut rows = cut(C + 1, GRAM_ROWS, context.threads);
@@ -167,13 +167,18 @@ inline void channel_gram(const Context& context, const StagePlan& plan, const Bl
       store(last, load(last) + load(block.projection.bias + c));
     }
   });
-  context.pool.run(map.batch * strips.count, context.threads, [&](int item, int) {
+  // The tokens are normed once more: that costs less than a map to keep them in.
+  context.pool.run(map.batch * strips.count, context.threads, [&](int item, int thread) {
     const int image = item / strips.count;
     const Range of_strip = strip_rows(image, item % strips.count);
-    const size_t first = static_cast<size_t>(of_strip.begin) * map.width * C;
+    const int tokens = (of_strip.end - of_strip.begin) * map.width;
+    float* first = out + static_cast<size_t>(of_strip.begin) * map.width * C;
+    Pieces pieces(context.space.of_thread(thread));
+    const BlockScratch scratch(pieces, plan, tokens);
+    for (int token = 0; token < tokens; ++token) scratch.y.norm(block.qkv, first + token * width, token);
     const float* matrix = product_of(image);
-    detail::multiply_matrix(matrix, C, C, matrix + size - C, true, ConstRows{context.space.values + first, width},
-                            (of_strip.end - of_strip.begin) * map.width, Rows{out + first, width});
+    detail::multiply_matrix(matrix, C, C, matrix + size - C, true, ConstRows{scratch.y.rows, width}, tokens,
+                            Rows{first, width});
   });
 }
 

@@ -18,6 +18,7 @@ constexpr int EMBED_TOKENS = 112;
 constexpr int MERGE_TOKENS = 98;
 constexpr int GRAM_TOKENS = 2;    // for each channel; from so many on, channel attention takes the Gram matrix
 constexpr int GRAM_ROWS = 32;     // of it, computed at once
+constexpr int GRAM_FLOATS = 1 << 20;  // that parts of it may take, beyond one for each thread
 constexpr int FEW_TOKENS = 64;    // for each thread; below, threads share out channels instead of tokens
 
 inline std::array<Map, STAGES> maps_of(const Model& model, int batch, int height, int width) {
@@ -43,6 +44,7 @@ struct StagePlan {
   int hidden_panels;
   bool coded;  // some layers are in int8
   int gram_parts;  // in which the Gram matrix of an image is added up; 0 where the map has too few tokens for it
+  bool keeps_values;  // some channel attention goes without the Gram matrix
 
   StagePlan(const Map& stage, const Stage& weights, int side, int threads) : map(stage), windows{stage, side} {
     const int tokens = std::max(1, STRIP / map.channels), rows = std::max(1, tokens / map.width);
@@ -52,9 +54,12 @@ struct StagePlan {
     mlp_strips = cut(map.batch * map.height, rows, threads);
     const Linear& fc1 = weights.blocks[0].fc1;
     coded = weights.coded;
-    const bool plain = std::any_of(weights.blocks.begin(), weights.blocks.end(), [](const Block& b) { return b.gram(); });
+    const auto any = [&](auto&& holds) { return std::any_of(weights.blocks.begin(), weights.blocks.end(), holds); };
+    const bool plain = any([](const Block& block) { return block.gram(); });
     const bool many = !wide && map.area() >= static_cast<size_t>(GRAM_TOKENS) * map.channels;
-    gram_parts = plain && many ? std::min(channel_strips.count, divide_up(4 * threads, map.batch)) : 0;
+    const int parts = std::min(4 * threads, std::max(threads, GRAM_FLOATS / ((map.channels + 1) * map.channels)));
+    gram_parts = plain && many ? std::min(channel_strips.count, divide_up(parts, map.batch)) : 0;
+    keeps_values = any([&](const Block& block) { return block.channel && !(gram_parts && block.gram()); });
     hidden_panels = wide ? fc1.panels() : std::min(HIDDEN_PANELS, fc1.panels());
     hidden = wide ? fc1.vectors * LANES : std::min(fc1.vectors * LANES, HIDDEN_PANELS * 3 * LANES);
   }
@@ -100,11 +105,12 @@ struct BlockScratch {
 
 struct Workspace {
   float* maps[2] = {};
-  float* values = nullptr;    // of channel attention; and the normed map under a merge
+  float* values = nullptr;    // of channel attention without its Gram matrix
   float* logits = nullptr;    // of channel attention, strip after strip
   float* affinity = nullptr;  // (B, C, 32)
   float* gram = nullptr;      // matrices of channel attention with many tokens
   float* pooled = nullptr;    // (B, C)
+  float* answers = nullptr;   // of the head, rows of whole vectors
   float* shared = nullptr;    // scratch of blocks whose channels are shared out
   Coding* codings = nullptr;  // of the normed map under a merge in int8
   float* own = nullptr;       // scratch of each thread
@@ -118,11 +124,11 @@ struct Workspace {
       const StagePlan plan(stages[s], model.stages[s], model.window, threads);
       const size_t B = plan.map.batch, C = plan.map.channels;
       map = std::max(map, plan.map.floats());
-      value = std::max(value, plan.map.floats());
+      if (plan.keeps_values) value = std::max(value, plan.map.floats());
       if (s) {
         const Merge& merge = model.stages[s].merge;
         const Map padded = merge.padded(stages[s - 1]);
-        value = std::max(value, padded.floats());
+        map = std::max(map, padded.floats());
         if (merge.convolution.codes) coded = std::max(coded, padded.tokens());
         own_most = std::max(own_most, token_scratch(padded));
       }
@@ -136,7 +142,6 @@ struct Workspace {
         common = std::max(common, counted.used());
       }
     }
-    value = std::max(value, static_cast<size_t>(stages[3].batch) * model.head.vectors * LANES);  // and of the head
     maps[0] = pieces.floats(map);
     maps[1] = pieces.floats(map);
     values = pieces.floats(value);
@@ -144,6 +149,7 @@ struct Workspace {
     affinity = pieces.floats(relation);
     gram = pieces.floats(grams);
     pooled = pieces.floats(static_cast<size_t>(stages[3].batch) * stages[3].channels);
+    answers = pieces.floats(static_cast<size_t>(stages[3].batch) * model.head.vectors * LANES);
     shared = pieces.floats(common);
     codings = pieces.of<Coding>(coded);
     own_floats = round_up(own_most, LARGE_PAGE / sizeof(float) / 512);  // whole small pages: no line is shared
@@ -152,10 +158,10 @@ struct Workspace {
   }
 
   float* of_thread(int thread) const { return own + own_floats * thread; }
-  // The normed map under a merge, as floats or codes.
-  Activations normed(int channels) const {
+  // The normed map under a merge, as floats or codes, in one of the maps.
+  Activations normed(float* map, int channels) const {
     const size_t C = channels;
-    return {values, C, reinterpret_cast<Code*>(values), C, codings};
+    return {map, C, reinterpret_cast<Code*>(map), C, codings};
   }
 
  private:
