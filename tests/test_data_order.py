@@ -93,6 +93,16 @@ def test_crowded_scenes_are_for_training_alone(name):
             replace(recipe.data, fewest_digits=int(fewest), most_digits=int(most))
 
 
+@pytest.mark.parametrize("name", ["digits.segmentation", "digits.detection", "digits.contrastive"])
+def test_digits_are_bent_in_training_alone(name):
+    recipe = tiny_dense_recipe(name)
+    usual, bent = (list_images(assign(recipe, "data.bend", bend)) for bend in ("0", "1.0"))
+    assert sum(bent.train[i][0] != usual.train[i][0] for i in range(30)) > 20
+    assert all(bent.validation[i][0] == usual.validation[i][0] for i in range(len(usual.validation)))
+    with pytest.raises(ValueError, match="bend must lie in 0 to 2"):
+        replace(recipe.data, bend=2.5)
+
+
 def test_images_that_are_no_scenes_are_shuffled_whatever_the_share_of_bright_ones():
     recipe = tiny_recipe(data__bright_share="0.5")
     images = list_images(recipe)

@@ -11,9 +11,10 @@ import torch
 from faster_coco_eval.core import mask as rle
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from scipy import ndimage
 from torchvision.ops import masks_to_boxes
 
-from davit.data import scenes
+from davit.data import digit_shapes, scenes
 from davit.data.digits import Digits
 from davit.data.scenes import Scenes
 
@@ -91,13 +92,13 @@ def test_scenes_show_digits_of_their_own_split_only(split: str, monkeypatch: pyt
 
     own = {ink(picture) for picture, _ in Digits(split)}
     drawn = []
-    enlarge = scenes._enlarged
+    enlarge = scenes.enlarged
 
-    def watch(source, side, rng):
+    def watch(source, *others):
         drawn.append(ink(source.crop((1, 1, 9, 9))))
-        return enlarge(source, side, rng)
+        return enlarge(source, *others)
 
-    monkeypatch.setattr(scenes, "_enlarged", watch)
+    monkeypatch.setattr(scenes, "enlarged", watch)
     data = Scenes(split, 200, "segmentation")
     for index in range(200):
         data[index]
@@ -213,3 +214,44 @@ def test_what_cannot_be_made_is_refused() -> None:
     for index in (5, -1):
         with pytest.raises(IndexError):
             Scenes("train", 5, "detection")[index]
+
+
+def test_a_digit_that_is_bent_by_nothing_is_the_digit_as_it_is() -> None:
+    """Four quarters that meet, drawn apart, against one affine map."""
+    for index in range(20):
+        source = digit_shapes.padded(Digits("train")[index][0])
+        moves = _NoMoves(index)
+        bent, plain = (digit_shapes.enlarged(source, 56.0, bend, moves.again()) for bend in (0.5, 0.0))
+        assert bent.shape == plain.shape
+        assert np.abs(bent.astype(int) - plain.astype(int)).max() <= 8
+
+
+class _NoMoves(np.random.Generator):
+    """Draws sizes and turns as any generator, and no moves."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(np.random.PCG64(seed))
+        self.seed = seed
+
+    def again(self) -> "_NoMoves":
+        return _NoMoves(self.seed)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0, size: object = None) -> object:
+        return np.zeros(size) if size else super().uniform(low, high)
+
+
+def test_bent_digits_hold_together_and_are_annotated_as_drawn() -> None:
+    bent, usual = (Scenes("train", 40, "detection", fewest=12, most=16, bend=bend) for bend in (1.0, 0.0))
+    source = digit_shapes.padded(Digits("train")[3][0])
+    shapes = [digit_shapes.enlarged(source, 56.0, 1.0, np.random.default_rng(seed)) for seed in range(40)]
+    pieces = [ndimage.label(shape >= 128, np.ones((3, 3)))[1] for shape in shapes]
+    assert pieces == [ndimage.label(digit_shapes.enlarged(source, 56.0, 0.0, np.random.default_rng(0)) >= 128)[1]] * 40
+    assert len({shape.tobytes() for shape in shapes}) == 40
+    assert any(bent[index][0] != usual[index][0] for index in range(5))
+    for index in range(40):
+        picture, found = bent[index]
+        pixels = torch.from_numpy(np.array(picture) @ LUMINANCE)
+        ground = pixels[~torch.nn.functional.max_pool2d(found.masks.any(0).float()[None], 5, 1, 2)[0].bool()]
+        assert abs(pixels[found.masks.any(0)] - ground.mean()).mean() > 1.5 * ground.std()
+    with pytest.raises(ValueError, match=r"bend must lie in 0 to 2\.0 pixels, got 3"):
+        Scenes("train", 4, "detection", bend=3)

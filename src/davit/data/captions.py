@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -78,6 +78,7 @@ class CaptionedScenes:
         fewest: int = 1,
         most: int = MOST_TOLD,
         bright: int = 0,
+        bend: float = 0.0,
         first: int = 0,
         first_size: int = 0,
     ) -> None:
@@ -90,16 +91,15 @@ class CaptionedScenes:
             ValueError: as `Scenes` does.
         """
         self.split, self.seed, self._first = split, seed, first
-        self.scenes = Scenes(split, count, "detection", seed=seed, size=size, fewest=fewest, most=most, bright=bright)
+        usual: dict[str, Any] = {"seed": seed, "bright": bright, "bend": bend}
+        self.scenes = Scenes(split, count, "detection", size=size, fewest=fewest, most=most, **usual)
         self._small = self.scenes
         if first:
             if not LEAST_SIDE <= first_size <= size:
                 raise ValueError(f"first_size must lie in {LEAST_SIDE} to {size}, got {first_size}")
             few = max(1, round(most * (first_size / size) ** 2))
             largest = min(LARGEST * size, ROOM * first_size)
-            self._small = Scenes(
-                split, first, "detection", seed=seed, size=first_size, most=few, largest=largest, bright=bright
-            )
+            self._small = Scenes(split, first, "detection", size=first_size, most=few, largest=largest, **usual)
 
     def __len__(self) -> int:
         """Count the scenes."""

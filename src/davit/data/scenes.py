@@ -1,12 +1,12 @@
 """Digit scenes: several of the built-in digits in one picture, with exact boxes and masks, and no download."""
 
 from dataclasses import dataclass
-from math import ceil, cos, exp, log, radians, sin
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from davit.data.digit_shapes import MOST_BENT, SMALLEST, enlarged, padded
 from davit.data.digits import CLASSES, Digits
 from davit.structures import Instances, encode_mask
 
@@ -16,15 +16,11 @@ if TYPE_CHECKING:
 MOST_DIGITS = 8  # of a test scene
 MOST_LAID = 24  # of a training scene; fewer find a place
 LEAST_SIDE = 32
-SMALLEST = 14.0  # pixels; a smaller digit cannot be read
 LARGEST = 0.44  # of the side
 ROOM = 0.8  # of the side: a larger digit, stretched and turned, might not fit
 CONTRASTS = (70.0, 150.0)  # between a digit and the background, of 255
 OVERLAP = 0.2  # share of a digit that others may cover, and that may lie on others
 _TRIES = 8  # places tried for a digit before it is left out
-_BORDER = 1  # empty pixels around the 8x8 source, into which the ink fades
-_SOURCE = 8 + 2 * _BORDER
-_COVER = [round(255 * min(max((value - 95) / 80, 0), 1)) for value in range(256)]  # the soft edge of a stroke
 _LUMINANCE = np.array((0.299, 0.587, 0.114))
 
 
@@ -95,6 +91,7 @@ class Scenes:
         fewest, most: digits that are laid at least and at most, as far as they find a place.
         largest: size of the largest digits in pixels; 0 for `LARGEST` of the side.
         bright: of the first so many scenes all digits are brighter than the background.
+        bend: how far the digits' shapes are bent, in pixels of their 8x8 sources.
     """
 
     def __init__(
@@ -109,6 +106,7 @@ class Scenes:
         most: int = MOST_DIGITS,
         largest: float = 0.0,
         bright: int = 0,
+        bend: float = 0.0,
     ) -> None:
         """Hold the digits of one side of the fixed split.
 
@@ -124,6 +122,9 @@ class Scenes:
                 have 14.
             bright: in so many scenes at the start digits are brighter than the background, never darker: a model with
                 fresh weights, which tells sign from sign late, begins to read with them.
+            bend: nine points of each digit, corners, middles of the sides and the middle, move by up to so many pixels
+                of its 8x8 source each way, and the digit with them: the few hundred sources become more hands than
+                they came from. At most 2.
 
         Raises:
             ValueError: an unknown split or task, sizes that hold no digit, or scikit-learn is not installed.
@@ -135,15 +136,17 @@ class Scenes:
             raise ValueError(f"{least}, got {size}, {count}, {seed} and {bright}")
         if largest and not SMALLEST <= largest <= ROOM * size:
             raise ValueError(f"largest must be 0 or lie in {SMALLEST} to {ROOM * size}, got {largest}")
+        if not 0 <= bend <= MOST_BENT:
+            raise ValueError(f"bend must lie in 0 to {MOST_BENT} pixels, got {bend}")
         if not 1 <= fewest <= most <= MOST_LAID:
             raise ValueError(f"fewest and most must lie in 1 to {MOST_LAID}, in order, got {fewest} and {most}")
         self.classes = CLASSES if task == "detection" else ("background", *CLASSES)
         self.category_ids = tuple(range(1, len(CLASSES) + 1))
         self.split, self.task, self.seed, self.side, self.fewest = split, task, seed, size, fewest
-        self.most, self.largest, self.bright = most, largest, bright
+        self.most, self.largest, self.bright, self.bend = most, largest, bright, bend
         self._count = count
         digits = Digits(split)
-        self._sources = [_padded(picture) for picture, _ in digits]
+        self._sources = [padded(picture) for picture, _ in digits]
         self._labels = digits.labels
 
     def __len__(self) -> int:
@@ -215,28 +218,8 @@ class Scenes:
         layout, largest = _Layout(self.side), self.largest or LARGEST * self.side
         for _ in range(int(rng.integers(self.fewest, self.most + 1))):
             source = int(rng.integers(len(self._sources)))
-            layout.lay(self._labels[source], _enlarged(self._sources[source], largest, rng), rng)
+            layout.lay(self._labels[source], enlarged(self._sources[source], largest, self.bend, rng), rng)
         return layout, rng
-
-
-def _padded(picture: Image.Image) -> Image.Image:
-    padded = Image.new("L", (_SOURCE, _SOURCE))
-    padded.paste(picture, (_BORDER, _BORDER))
-    return padded
-
-
-def _enlarged(source: Image.Image, largest: float, rng: np.random.Generator) -> "NDArray[np.uint8]":
-    """Enlarge, stretch and turn in one step; return how much ink covers each pixel, without empty borders."""
-    scale = exp(rng.uniform(log(SMALLEST), log(largest))) / 8
-    across = scale * exp(rng.uniform(-0.15, 0.15))
-    turn = radians(rng.uniform(-12, 12))
-    edge = ceil(_SOURCE * max(scale, across))
-    a, b, d, e = cos(turn) / across, sin(turn) / across, -sin(turn) / scale, cos(turn) / scale
-    middle, centre = edge / 2, _SOURCE / 2
-    matrix = (a, b, centre - (a + b) * middle, d, e, centre - (d + e) * middle)
-    ink = source.transform((edge, edge), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
-    ink = ink.point(_COVER)
-    return np.asarray(ink.crop(ink.getbbox()))
 
 
 def _paint(layout: _Layout, rng: np.random.Generator, *, bright: bool) -> Image.Image:

@@ -68,7 +68,7 @@ def _detection(name: str, start: Start) -> Recipe:
     )  # fmt: skip
     optimizer = OptimizerConfig(kind="muon", matrix_precision="auto", learning_rate=2e-3, matrix_rate=2)
     # Fuller scenes teach more for the same computation, and windows of 6 divide 192 pixels.
-    return _detector(name, start, head, DetectionConfig(), optimizer, scenes=7000, fewest_digits=7, window=6)
+    return _detector(name, start, head, DetectionConfig(), optimizer, scenes=6600, fewest_digits=7, window=6)
 
 
 def _retinanet(name: str, start: Start) -> Recipe:
@@ -108,14 +108,15 @@ def _detector(
 
 def _segmentation(name: str, start: Start) -> Recipe:
     # Fresh weights learn more from small pictures and small steps, and from time spent on the stages that read, not on
-    # a wide last one; only edges need larger pictures, at the end. Given ones bring their shape along.
+    # a wide last one; only edges need larger pictures, at the end. Given ones bring their shape along. Bent digits keep
+    # all of them from knowing the training digits by heart.
     side, batch_size, rate = (LARGE, 8, 2e-3) if start.init else (160, 4, 2.5e-3)
     own = start.init or start.variant
     return _dense(
         name,
         start,
         side=side,
-        scenes=9000 if start.init else 12000,
+        scenes=9000 if start.init else 13200,
         batch_size=batch_size,
         head=UPerNetHead(channels=64, auxiliary_channels=32, pool_sizes=(2, 4), dropout=0.0),
         task=SegmentationConfig(prior_samples=64),
@@ -135,6 +136,7 @@ def _segmentation(name: str, start: Start) -> Recipe:
         first_share=0.75,
         fewest_digits=12,
         most_digits=16,
+        bend=1.0,
         window=4,
         merge_kernel=3,
         **({} if own else {"widths": (32, 64, 128, 128), "depths": (1, 1, 3, 1)}),
@@ -189,6 +191,7 @@ def _dense(
     first_share: float = 0.0,
     fewest_digits: int = 1,
     most_digits: int = 0,
+    bend: float = 0.0,
     batch_size: int = 4,
     window: int = 7,
     merge_kernel: int = 2,
@@ -214,6 +217,7 @@ def _dense(
             bright_share=0.0 if start.init else BRIGHT,
             fewest_digits=fewest_digits,
             most_digits=most_digits,
+            bend=bend,
             interpolation="bilinear",
             batch_size=start.batch_size or batch_size,  # small: many steps learn more in ten minutes than large ones
             workers=0,
@@ -237,9 +241,9 @@ def about(name: str) -> About:
     }
     expected = {
         "digits": "top-1 over 0.98 on 360 test digits (docs/results.md)",
-        "digits.detection": "box AP 0.76, mask AP 0.77 from fresh weights (docs/results.md)",
+        "digits.detection": "box AP 0.75, mask AP 0.76 from fresh weights (docs/results.md)",
         "digits.retinanet": "box AP 0.78 from the backbone of digits.detection (docs/results.md)",
-        "digits.segmentation": "mean IoU 0.89 from fresh weights (docs/results.md)",
+        "digits.segmentation": "mean IoU 0.898 from fresh weights (docs/results.md)",
         "digits.contrastive": "image to text R@1 of 0.81 on 200 unseen scenes (docs/results.md)",
     }
     return About(

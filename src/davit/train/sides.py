@@ -83,10 +83,11 @@ def list_images(recipe: Recipe) -> Images:
     return Images(Part(train, useful), validation, tuple(notes))
 
 
-def _training(data: DataRecipe, most: int) -> dict[str, int]:
+def _training(data: DataRecipe, most: int) -> dict[str, Any]:
     """What training scenes have that those for validation have not; these have up to `most` digits."""
     most = data.most_digits or max(most, data.fewest_digits)
-    return {"fewest": data.fewest_digits, "most": most, "bright": round(data.bright_share * data.scenes)}
+    bright = round(data.bright_share * data.scenes)
+    return {"fewest": data.fewest_digits, "most": most, "bright": bright, "bend": data.bend}
 
 
 def _small_scenes(recipe: Recipe) -> int:
