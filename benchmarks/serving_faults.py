@@ -21,6 +21,7 @@ from serving_load import (
     Server,
     Tally,
     arguments_of,
+    asking,
     closed_loop,
     model_of,
     pictures,
@@ -60,26 +61,15 @@ def sigterm(options: Options, folder: Path) -> dict[str, Any]:
 
 
 async def _stopped(server: Server, requests: list[bytes], clients: int, after: float) -> tuple[Tally, float, bool]:
-    tally, over = Tally(), False
-
-    async def one(place: int) -> None:
-        client = Client(server.port, tally)
-        while not over:
-            if await client.ask(requests[place % len(requests)]) is None:
-                await asyncio.sleep(0.02)
-        client.close()
-
-    tasks = [asyncio.ensure_future(one(place)) for place in range(clients)]
-    await asyncio.sleep(after)
-    server.process.terminate()
-    begun = time.perf_counter()
-    await asyncio.sleep(0.05)
-    probe = await Client(server.port, Tally()).ask(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
-    while server.process.poll() is None:
-        await asyncio.sleep(0.01)
-    spent = time.perf_counter() - begun
-    over = True
-    await asyncio.gather(*tasks)
+    async with asking(server.port, requests, clients) as tally:
+        await asyncio.sleep(after)
+        server.process.terminate()
+        begun = time.perf_counter()
+        await asyncio.sleep(0.05)
+        probe = await Client(server.port, Tally()).ask(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
+        while server.process.poll() is None:
+            await asyncio.sleep(0.01)
+        spent = time.perf_counter() - begun
     return tally, spent, probe is not None and probe[0] == "200"
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving_load import Client, Options, Server, Tally, arguments_of, model_of, requests_of, serving
+from serving_load import Client, Options, Server, Tally, arguments_of, asking, model_of, requests_of, serving
 
 
 def killed(options: Options, folder: Path) -> dict[str, Any]:
@@ -31,26 +31,16 @@ def killed(options: Options, folder: Path) -> dict[str, Any]:
 async def _killed(
     server: Server, requests: list[bytes], options: Options, rng: random.Random
 ) -> tuple[list[float], Tally]:
-    tally, over, spent = Tally(), False, []
-
-    async def one(place: int) -> None:
-        client = Client(server.port, tally)
-        while not over:
-            if await client.ask(requests[place % len(requests)]) is None:
-                await asyncio.sleep(0.02)
-        client.close()
-
-    tasks = [asyncio.ensure_future(one(place)) for place in range(2 * options.batch_size)]
+    spent: list[float] = []
     parent = server.process.pid
-    for _ in range(options.times):
-        await asyncio.sleep(rng.uniform(1, 3))
-        (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        os.kill(int(child), signal.SIGKILL)
-        begun, ready = time.perf_counter(), None
-        while ready is None or ready[0] != "200":
-            await asyncio.sleep(0.02)
-            ready = await Client(server.port, Tally()).ask(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
-        spent.append(time.perf_counter() - begun)
-    over = True
-    await asyncio.gather(*tasks)
+    async with asking(server.port, requests, 2 * options.batch_size) as tally:
+        for _ in range(options.times):
+            await asyncio.sleep(rng.uniform(1, 3))
+            (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+            os.kill(int(child), signal.SIGKILL)
+            begun, ready = time.perf_counter(), None
+            while ready is None or ready[0] != "200":
+                await asyncio.sleep(0.02)
+                ready = await Client(server.port, Tally()).ask(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
+            spent.append(time.perf_counter() - begun)
     return spent, tally

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -86,6 +86,8 @@ class Client:
     async def ask(self, raw: bytes, since: float | None = None) -> tuple[str, bytes] | None:
         """Send a request and count its answer, timed from `since` or from now; None where there was none."""
         begun = time.perf_counter() if since is None else since
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # the server ended what was idle for long; every pool of connections looks before it asks
         new = self._streams is None
         try:
             if self._streams is None:
@@ -149,6 +151,26 @@ def pictures(count: int, side: int, seed: int = 0) -> list[bytes]:
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
         made.append(stream.getvalue())
     return made
+
+
+@asynccontextmanager
+async def asking(port: int, requests: Sequence[bytes], clients: int) -> AsyncGenerator[Tally]:
+    """So many clients ask again and again, whatever they are answered, until the block ends."""
+    tally, over = Tally(), False
+
+    async def one(place: int) -> None:
+        client = Client(port, tally)
+        while not over:
+            if await client.ask(requests[place % len(requests)]) is None:
+                await asyncio.sleep(0.02)
+        client.close()
+
+    tasks = [asyncio.ensure_future(one(place)) for place in range(clients)]
+    try:
+        yield tally
+    finally:
+        over = True
+        await asyncio.gather(*tasks)
 
 
 async def closed_loop(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Tally:
