@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from davit.serving.restarting import SHORT
 from serving_load import Client, Options, Server, Tally, arguments_of, asking, model_of, requests_of, serving
 
 
@@ -35,11 +36,12 @@ async def _killed(
     parent = server.process.pid
     async with asking(server.port, requests, 2 * options.batch_size) as tally:
         for _ in range(options.times):
-            await asyncio.sleep(rng.uniform(1, 3))
+            await asyncio.sleep(SHORT + rng.uniform(0, 2))  # who dies sooner five times in a row is given up
             (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
             os.kill(int(child), signal.SIGKILL)
             begun, ready = time.perf_counter(), None
             while ready is None or ready[0] != "200":
+                assert server.process.poll() is None, server.log.read_text()[-2000:]
                 await asyncio.sleep(0.02)
                 ready = await Client(server.port, Tally()).ask(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
             spent.append(time.perf_counter() - begun)
