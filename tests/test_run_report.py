@@ -1,5 +1,6 @@
 """The report of a run: which pictures it chooses, and what it says about the run."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from davit.data.evaluation_loader import evaluation_batches
 from davit.evaluation.evaluate import evaluate
 from davit.explain import run_report
+from davit.explain.dense_report import _classes
 from davit.models.classifier import Classifier
 from davit.models.config import ClassifierConfig, DaViTConfig
 from davit.preprocessing import Preprocessing
@@ -70,3 +72,11 @@ def test_large_validation_sets_are_sampled_and_the_page_says_so(
     samples, searched = run_report.choose_samples(result)
     assert len(samples) <= searched <= 6 < len(result.images.validation)
     assert f"chosen among {searched} of the images" in run_report.write_run_report(result).read_text()
+
+
+def test_every_column_of_the_classes_has_its_head() -> None:
+    rows = {"4": {"iou": 0.9, "accuracy": 0.95, "pixels": 40}, "9": {"iou": 0.2, "accuracy": None, "pixels": 7}}
+    head, worst, best = re.findall(r"<tr>(.*?)</tr>", _classes(rows))
+    assert re.findall(r">([^<]+)</th>", head) == ["class", "iou", "accuracy", "pixels"]
+    assert re.findall(r">([^<]+)</td>", worst) == ["9", "20 %", "not there", "7"]
+    assert re.findall(r">([^<]+)</td>", best) == ["4", "90 %", "95 %", "40"]

@@ -72,7 +72,8 @@ def _page(result: RunResult) -> str:
 def _classes(rows: dict[str, dict[str, float | None]]) -> str:
     columns = [*next(iter(rows.values()))]
     heads = "".join(
-        f'<th scope="col">{escape(column.replace("_", " ").replace(" ap", " AP"))}</th>' for column in columns
+        f'<th scope="col">{escape(column.replace("_", " ").replace(" ap", " AP"))}</th>'
+        for column in ("class", *columns)
     )
     order = sorted(rows.items(), key=lambda row: (row[1][columns[0]] is None, row[1][columns[0]] or 0.0))
     body = "".join(
