@@ -16,12 +16,13 @@ versions. Weights are random unless --model gives some. Clients share the machin
 server's for computing, so that on a machine of N processors N - 1 leave one for everything else.
 
 `saturation` lets the bare backend (batches of --batch-size, prepared before) and the server (as many clients as keep
-its batches full) take turns, then asks at random moments at 70 % of the server's rate. `overload` asks at random
-moments at --times the rate of its clients that wait. `sigterm` stops a server at a random moment under load; `killed`
-kills one with `--restart` and counts the seconds until the next is ready. `stalled` compares good clients with and
-without connections that send half a header or half a body. `mutate` sends whole requests that are nearly right, one in
-ten with broken framing. `odd` compares each file's answer with the predictor's. `equal` compares the answers of one
-who asks alone with those of many at once; `disconnect` leaves in the middle. `soak` asks at 80 %.
+its batches full) take turns, then asks at 70 % of the server's rate, at random moments (a Poisson process) and at even
+distances (as vegeta and k6's constant arrival rate do). `overload` asks at random moments at --times the rate of its
+clients that wait. `sigterm` stops a server at a random moment under load; `killed` kills one with `--restart` and
+counts the seconds until the next is ready. `stalled` compares good clients with and without connections that send half
+a header or half a body. `mutate` sends whole requests that are nearly right, one in ten with broken framing. `odd`
+compares each file's answer with the predictor's. `equal` compares the answers of one who asks alone with those of many
+at once; `disconnect` leaves in the middle. `soak` asks at 80 %.
 """
 
 import argparse
@@ -83,15 +84,18 @@ def saturation(options: Options, folder: Path) -> dict[str, Any]:
         found = turns(options.rounds, bare, served)
         shares = [ours / theirs for theirs, ours in found]
         rate = 0.7 * statistics.median(ours for _, ours in found)
-        calm = asyncio.run(open_loop(server.port, requests, rate, options.rounds * options.seconds))
-    at = latencies(calm)
+        asked = {}
+        for how in ("random", "even"):
+            spent = options.rounds * options.seconds
+            calm = asyncio.run(open_loop(server.port, requests, rate, spent, even=how == "even"))
+            at = latencies(calm)
+            asked[how] = {"answers": calm.counts(), "milliseconds": at, "p99_over_p50": round(at["p99"] / at["p50"], 2)}
     return {
         "engine": loaded.engine,
         "bare_images_per_second": [round(bare_, 2) for bare_, _ in found],
         "served_images_per_second": [round(ours, 2) for _, ours in found],
         "share": {"median": statistics.median(shares), "least": min(shares), "most": max(shares)},
-        "at_70_percent": {"requests_per_second": round(rate, 2), "answers": calm.counts(), "milliseconds": at},
-        "p99_over_p50": round(at["p99"] / at["p50"], 2),
+        "at_70_percent": {"requests_per_second": round(rate, 2), **asked},
     }
 
 

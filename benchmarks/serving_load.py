@@ -193,8 +193,10 @@ async def closed_loop(port: int, requests: Sequence[bytes], clients: int, second
     return tallies[1]
 
 
-async def open_loop(port: int, requests: Sequence[bytes], rate: float, seconds: float, seed: int = 0) -> Tally:
-    """Requests at random moments, `rate` a second on average, whether earlier ones are answered or not."""
+async def open_loop(
+    port: int, requests: Sequence[bytes], rate: float, seconds: float, seed: int = 0, *, even: bool = False
+) -> Tally:
+    """Requests at random moments, or at even distances, `rate` a second, whether earlier ones are answered or not."""
     tally, idle, tasks = Tally(), list[Client](), set[asyncio.Task[None]]()
     rng = random.Random(seed)
     begun = due = time.perf_counter()
@@ -210,7 +212,7 @@ async def open_loop(port: int, requests: Sequence[bytes], rate: float, seconds: 
         task = asyncio.ensure_future(one(requests[turn % len(requests)], due))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-        due += rng.expovariate(rate)
+        due += 1 / rate if even else rng.expovariate(rate)
         turn += 1
     await asyncio.gather(*tasks)
     for client in idle:

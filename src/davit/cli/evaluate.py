@@ -1,7 +1,6 @@
 """`davit evaluate`: score a checkpoint on labelled images."""
 
 import sys
-from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +12,10 @@ from davit.inference.backends import BackendName
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from davit.cli.evaluate_builtin import DigitsOfTest
     from davit.data.images import LabelledImages
     from davit.evaluation.accuracy import Accuracy
     from davit.inference.backends.protocol import Backend
-    from davit.models.zero_shot import ZeroShotClassifier
 
 _HELP = """Score a checkpoint on labelled images: one folder for each class, or shards. Detectors are scored on COCO
 annotations (average precision), segmenters on index masks (mean intersection over union), image-text models on
@@ -30,14 +29,15 @@ cannot be decoded ends the evaluation: no image is left out or replaced silently
   davit evaluate davit_tiny.msft_in1k --data imagenet/val --json
   davit evaluate detector.safetensors --data coco
   davit evaluate segmenter.safetensors --data ADEChallengeData2016
+  davit evaluate runs/digits/model.safetensors --data digits
   davit evaluate image_text.safetensors --data captions
   davit evaluate image_text.safetensors --data imagenet/val --zero-shot --templates imagenet
   davit evaluate davit_base_florence2.florence2 --data flowers --probe both --size 224
   davit evaluate segmenter.safetensors --data ADEChallengeData2016 --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
 
-The last two are the official tests of ADE20K: single-scale, whole pictures of 512 pixels on the short side and at most
-2048 on the long one; and multi-scale with mirror images. Where mmsegmentation's tests slide a window, it is often
---window 512 --stride 341.
+Those with ADEChallengeData2016 are the official tests of ADE20K: single-scale, whole pictures of 512 pixels on the
+short side and at most 2048 on the long one; and multi-scale with mirror images. Where mmsegmentation's tests slide a
+window, it is often --window 512 --stride 341.
 """
 
 
@@ -75,7 +75,8 @@ def main(arguments: list[str]) -> int:
         Args:
             checkpoint: A checkpoint, a name of `davit models`, or a file of `davit export`.
             data: A folder with a folder for each class, or shards (a URL too); for detectors COCO's layout or
-                Roboflow's, for segmenters pictures beside index masks. Of train/ and val/ the latter is taken.
+                Roboflow's, for segmenters pictures beside index masks. Of train/ and val/ the latter is taken. Built in
+                are the test images of `digits`, `digits.segmentation` and so on.
             size: Side of the images, instead of the checkpoint's.
             crop: Share of the resized image's side that the central crop keeps, instead of the checkpoint's.
             batch_size: Images computed at once.
@@ -102,6 +103,7 @@ def main(arguments: list[str]) -> int:
             json: Print the result as JSON, with the score of each class.
         """
         from davit.cli.evaluate_image_text import evaluate_pairs, is_image_text, zero_shot_on
+        from davit.cli.evaluate_opening import open_scored
         from davit.cli.evaluate_views import parse_views, refuse_options
 
         views = parse_views(scales, flip, window, stride)
@@ -122,7 +124,7 @@ def main(arguments: list[str]) -> int:
                 checkpoint, data, size=size, batch_size=batch_size, workers=workers, device=device, json=json
             )
         named = zero_shot_on(checkpoint, variant, data, templates) if zero_shot else None
-        opened = _load(checkpoint, variant, size, crop, device, backend, trust, named)
+        opened = open_scored(checkpoint, variant, size, crop, device, backend, trust, named)
         if opened.kind != "classification":
             from davit.cli.evaluate_dense import DenseOptions, evaluate_dense
 
@@ -155,7 +157,7 @@ def main(arguments: list[str]) -> int:
 
 def score(
     backend: "Backend",
-    images: "LabelledImages",
+    images: "LabelledImages | DigitsOfTest",
     *,
     batch_size: int = 32,
     workers: int | None = None,
@@ -193,56 +195,12 @@ def score(
     return metric
 
 
-def _tell(choice: str) -> None:
-    print(f"davit evaluate: {choice}", file=sys.stderr)
-
-
-def _load(
-    checkpoint: str,
-    variant: str | None,
-    size: int | None,
-    crop: float | None,
-    device: str | None,
-    name: BackendName,
-    trust: bool,
-    named: "ZeroShotClassifier | None",
-) -> "Backend":
-    """Open what is to be scored, with the preprocessing it is to be scored with."""
-    backend = _open(checkpoint, variant, size, device, name, trust, named)
-    preprocessing = backend.preprocessing
-    if size is not None:
-        long = round(size * preprocessing.size[1] / preprocessing.size[0]) if preprocessing.fit == "within" else size
-        preprocessing = replace(preprocessing, size=(size, long))
-    backend.preprocessing = preprocessing if crop is None else replace(preprocessing, fit="crop", crop=crop)
-    return backend
-
-
-def _open(
-    checkpoint: str,
-    variant: str | None,
-    size: int | None,
-    device: str | None,
-    name: BackendName,
-    trust: bool,
-    named: "ZeroShotClassifier | None",
-) -> "Backend":
-    from davit.inference.backends.choosing import make_backend
-    from davit.inference.backends.opening import exported_format, load_with_head, open_backend
-    from davit.preprocessing import Preprocessing
-
-    if named is None and exported_format(checkpoint):
-        return open_backend(checkpoint, variant=variant, device=device, backend=name, trust=trust)
-    model = load_with_head(checkpoint, variant) if named is None else named
-    if model.preprocessing is None:
-        if size is None:
-            raise ValueError(f"{checkpoint} does not say how images are prepared for it: give their side with --size")
-        model.preprocessing = Preprocessing.imagenet(size, model.config.backbone.in_channels)
-    return make_backend(model, name, device, tell=_tell)
-
-
-def _images(data: str, backend: "Backend", allow_missing: bool) -> "LabelledImages":
+def _images(data: str, backend: "Backend", allow_missing: bool) -> "LabelledImages | DigitsOfTest":
+    from davit.cli.evaluate_builtin import digits_of_test, is_builtin
     from davit.data.images import find_images
 
+    if is_builtin(data):
+        return digits_of_test(data, backend.classes, backend.config.num_classes)
     source = find_images(data)
     part = source.validation
     images = source.open(part, backend.classes, num_classes=backend.config.num_classes, allow_missing=allow_missing)
@@ -259,7 +217,11 @@ def _images(data: str, backend: "Backend", allow_missing: bool) -> "LabelledImag
 
 
 def _report(
-    checkpoint: str, images: "LabelledImages", backend: "Backend", metric: "Accuracy", left_out: list[str]
+    checkpoint: str,
+    images: "LabelledImages | DigitsOfTest",
+    backend: "Backend",
+    metric: "Accuracy",
+    left_out: list[str],
 ) -> dict[str, Any]:
     from davit.records import to_json
 

@@ -12,6 +12,7 @@ from davit.cpus import usual_workers
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from davit.data.scenes import Scenes
     from davit.evaluation.views import Views
     from davit.inference.backends.protocol import Backend
     from davit.tasks.detection import DetectionMetric
@@ -82,21 +83,32 @@ def open_dense(
 
 
 def _detection(backend: "Backend", data: str, options: DenseOptions) -> "tuple[Any, DetectionMetric]":
+    from davit.cli.evaluate_builtin import is_builtin, scenes_of_test
     from davit.data.coco import CocoImages, find_coco
     from davit.models.detector_config import DetectorConfig
     from davit.tasks.detection import DetectionConfig, DetectionMetric, DetectionTask
 
     assert isinstance(backend.config, DetectorConfig)
     masks = backend.config.head.kind == "mask_rcnn"
-    images = CocoImages(*find_coco(data).validation, masks=masks, classes=backend.classes or None)
+    images: CocoImages | Scenes
+    if is_builtin(data):
+        images = scenes_of_test(data, "detection", backend.classes)
+    else:
+        images = CocoImages(*find_coco(data).validation, masks=masks, classes=backend.classes or None)
     task = DetectionTask(DetectionConfig(masks=masks), images.classes, images.ground_truth(), images.category_ids)
     return images, DetectionMetric(task, allow_missing=options.allow_missing)
 
 
 def _segmentation(backend: "Backend", data: str, options: DenseOptions) -> "tuple[Any, SegmentationMetric]":
+    from davit.cli.evaluate_builtin import is_builtin, scenes_of_test
     from davit.data.masks import MaskFolder, mask_parts
     from davit.tasks.segmentation import SegmentationMetric
 
+    if is_builtin(data):
+        if options.ignore or options.class_list is not None:
+            raise ValueError(f"--ignore and --class-list are for folders of index masks, and {data} is built in")
+        scenes = scenes_of_test(data, "segmentation", backend.classes)
+        return scenes, SegmentationMetric(scenes.classes)
     part = "val" if "val" in mask_parts(data) else next(iter(mask_parts(data)))
     images = MaskFolder(data, part, backend.classes or None, class_list=options.class_list, ignore=options.ignore)
     return images, SegmentationMetric(images.classes)
