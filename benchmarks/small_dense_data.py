@@ -55,15 +55,16 @@ OVERFIT = {
     "optimizer.kind": "muon",
     "optimizer.learning_rate": "2e-3",
     "optimizer.matrix_rate": "2",
+    "optimizer.matrix_precision": "auto",
     "optimizer.decay_all": "false",
     "optimizer.weight_decay": "0",
     "optimizer.clip_norm": "1",
     "schedule.shape": "cosine",
     "schedule.drops": "",
     "schedule.warmup_steps": "100",
-    "schedule.epochs": "50",
+    "schedule.epochs": "36",
     "runtime.ema": "0.99",
-    "runtime.evaluate_every": "10",
+    "runtime.evaluate_every": "9",
 }
 SEGMENT = {
     "model.backbone.drop_path": "0",

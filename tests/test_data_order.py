@@ -84,7 +84,7 @@ def test_bright_scenes_come_first_in_training_and_never_in_evaluation(name):
 @pytest.mark.parametrize("name", ["digits.segmentation", "digits.contrastive"])
 def test_crowded_scenes_are_for_training_alone(name):
     recipe = tiny_dense_recipe(name, data__most_digits="0", data__fewest_digits="1")
-    usual, crowded = (list_images(assign(recipe, "data.most_digits", most)) for most in ("0", "12"))
+    usual, crowded = (list_images(assign(recipe, "data.most_digits", most)) for most in ("0", "20"))
     spread = [sum(float(np.asarray(images.train[i][0]).std()) for i in range(30)) for images in (usual, crowded)]
     assert spread[1] > 1.1 * spread[0]
     assert all(crowded.validation[i][0] == usual.validation[i][0] for i in range(len(usual.validation)))
@@ -93,14 +93,15 @@ def test_crowded_scenes_are_for_training_alone(name):
             replace(recipe.data, fewest_digits=int(fewest), most_digits=int(most))
 
 
+@pytest.mark.parametrize(("field", "most"), [("bend", 2.0), ("stroke", 60.0)])
 @pytest.mark.parametrize("name", ["digits.segmentation", "digits.detection", "digits.contrastive"])
-def test_digits_are_bent_in_training_alone(name):
+def test_digits_are_bent_and_redrawn_in_training_alone(name, field, most):
     recipe = tiny_dense_recipe(name)
-    usual, bent = (list_images(assign(recipe, "data.bend", bend)) for bend in ("0", "1.0"))
-    assert sum(bent.train[i][0] != usual.train[i][0] for i in range(30)) > 20
-    assert all(bent.validation[i][0] == usual.validation[i][0] for i in range(len(usual.validation)))
-    with pytest.raises(ValueError, match="bend must lie in 0 to 2"):
-        replace(recipe.data, bend=2.5)
+    usual, other = (list_images(assign(recipe, f"data.{field}", value)) for value in ("0", str(most / 2)))
+    assert sum(other.train[i][0] != usual.train[i][0] for i in range(30)) > 20
+    assert all(other.validation[i][0] == usual.validation[i][0] for i in range(len(usual.validation)))
+    with pytest.raises(ValueError, match=f"{field} must lie in 0 to {most}"):
+        replace(recipe.data, **{field: most + 1})
 
 
 def test_images_that_are_no_scenes_are_shuffled_whatever_the_share_of_bright_ones():

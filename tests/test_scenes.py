@@ -240,6 +240,35 @@ class _NoMoves(np.random.Generator):
         return np.zeros(size) if size else super().uniform(low, high)
 
 
+def test_strokes_get_thicker_and_thinner_and_stay_in_one_piece() -> None:
+    """The digit stays where it is: thinner ones lie within thicker ones."""
+    source = digit_shapes.padded(Digits("train")[3][0])
+    shapes = [
+        digit_shapes.enlarged(source, 56.0, 0.0, _Fixed(share), digit_shapes.MOST_STROKE) for share in (1.0, 0.5, 0.0)
+    ]
+    thin, usual, thick = (int((shape >= 128).sum()) for shape in shapes)
+    assert thin < 0.9 * usual < usual < 0.9 * thick
+    assert all(ndimage.label(shape >= 128, np.ones((3, 3)))[1] == 1 for shape in shapes)
+    plain = digit_shapes.enlarged(source, 56.0, 0.0, _Fixed(0.5))
+    assert np.array_equal(shapes[1], plain)
+    with pytest.raises(ValueError, match=r"stroke must lie in 0 to 60\.0 levels of ink, got 90"):
+        Scenes("train", 4, "detection", stroke=90)
+
+
+class _Fixed(np.random.Generator):
+    """Draws the same share of every range."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.share = share
+        self.drawn = 0
+
+    def uniform(self, low: float = 0.0, high: float = 1.0, size: object = None) -> object:
+        self.drawn += 1
+        share = self.share if self.drawn == 4 else 0.5  # size, stretch and turn come first
+        return low + share * (high - low)
+
+
 def test_bent_digits_hold_together_and_are_annotated_as_drawn() -> None:
     bent, usual = (Scenes("train", 40, "detection", fewest=12, most=16, bend=bend) for bend in (1.0, 0.0))
     source = digit_shapes.padded(Digits("train")[3][0])

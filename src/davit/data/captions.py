@@ -79,6 +79,7 @@ class CaptionedScenes:
         most: int = MOST_TOLD,
         bright: int = 0,
         bend: float = 0.0,
+        stroke: float = 0.0,
         first: int = 0,
         first_size: int = 0,
     ) -> None:
@@ -91,7 +92,7 @@ class CaptionedScenes:
             ValueError: as `Scenes` does.
         """
         self.split, self.seed, self._first = split, seed, first
-        usual: dict[str, Any] = {"seed": seed, "bright": bright, "bend": bend}
+        usual: dict[str, Any] = {"seed": seed, "bright": bright, "bend": bend, "stroke": stroke}
         self.scenes = Scenes(split, count, "detection", size=size, fewest=fewest, most=most, **usual)
         self._small = self.scenes
         if first:

@@ -1,4 +1,4 @@
-"""A digit of the built-in ones at any size: enlarged smoothly, stretched, turned and, for training, bent."""
+"""A digit of the built-in ones at any size: enlarged smoothly, stretched, turned and, for training, bent, redrawn."""
 
 from math import ceil, cos, exp, log, radians, sin
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 SMALLEST = 14.0  # pixels; a smaller digit cannot be read
 MOST_BENT = 2.0  # pixels of the 8x8 source; further, digits fold over
+MOST_STROKE = 60.0  # of 255; further, empty borders count as ink, or thin strokes are lost
 _BORDER = 1  # empty pixels around the 8x8 source, into which the ink fades
 _SOURCE = 8 + 2 * _BORDER
-_COVER = [round(255 * min(max((value - 95) / 80, 0), 1)) for value in range(256)]  # the soft edge of a stroke
+_FAINTEST, _SOFT = 95, 80  # of 255: ink from which a stroke begins, and from there on the width of its soft edge
 
 
 def padded(picture: Image.Image) -> Image.Image:
@@ -23,14 +24,17 @@ def padded(picture: Image.Image) -> Image.Image:
     return wide
 
 
-def enlarged(source: Image.Image, largest: float, bend: float, rng: np.random.Generator) -> "NDArray[np.uint8]":
-    """Enlarge, stretch, turn and bend a padded source in one step.
+def enlarged(
+    source: Image.Image, largest: float, bend: float, rng: np.random.Generator, stroke: float = 0.0
+) -> "NDArray[np.uint8]":
+    """Enlarge, stretch, turn and bend a padded source in one step, and make its strokes thicker or thinner.
 
     Args:
         source: as `padded` gives it.
         largest: size of the largest digits, in pixels; the smallest have 14.
         bend: how far nine points of the shape may move each way, in pixels of the source.
-        rng: draws size, stretch, turn and moves.
+        rng: draws size, stretch, turn, moves and strokes.
+        stroke: how far the ink from which a stroke begins may move each way, of 255.
 
     Returns:
         How much ink covers each pixel, 0 to 255, without empty borders.
@@ -47,8 +51,13 @@ def enlarged(source: Image.Image, largest: float, bend: float, rng: np.random.Ge
         ink = source.transform((edge, edge), Image.Transform.MESH, mesh, Image.Resampling.BICUBIC)
     else:
         ink = source.transform((edge, edge), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
-    ink = ink.point(_COVER)
+    ink = ink.point(_cover(rng.uniform(-stroke, stroke) if stroke else 0.0))
     return np.asarray(ink.crop(ink.getbbox()))
+
+
+def _cover(shift: float) -> list[int]:
+    """How much each value of ink covers: nothing below the faintest, all above the soft edge."""
+    return [round(255 * min(max((value - _FAINTEST - shift) / _SOFT, 0), 1)) for value in range(256)]
 
 
 def _bent(matrix: tuple[float, ...], edge: int, moves: "NDArray[np.float64]") -> list[Any]:

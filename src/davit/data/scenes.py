@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from davit.data.digit_shapes import MOST_BENT, SMALLEST, enlarged, padded
+from davit.data.digit_shapes import MOST_BENT, MOST_STROKE, SMALLEST, enlarged, padded
 from davit.data.digits import CLASSES, Digits
 from davit.structures import Instances, encode_mask
 
@@ -92,6 +92,7 @@ class Scenes:
         largest: size of the largest digits in pixels; 0 for `LARGEST` of the side.
         bright: of the first so many scenes all digits are brighter than the background.
         bend: how far the digits' shapes are bent, in pixels of their 8x8 sources.
+        stroke: how much thicker or thinner their strokes are drawn, in levels of ink, of 255.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Scenes:
         largest: float = 0.0,
         bright: int = 0,
         bend: float = 0.0,
+        stroke: float = 0.0,
     ) -> None:
         """Hold the digits of one side of the fixed split.
 
@@ -125,6 +127,8 @@ class Scenes:
             bend: nine points of each digit, corners, middles of the sides and the middle, move by up to so many pixels
                 of its 8x8 source each way, and the digit with them: the few hundred sources become more hands than
                 they came from. At most 2.
+            stroke: the level of ink from which a stroke begins moves by up to so much of 255, down or up, so that its
+                strokes are thicker or thinner. At most 60.
 
         Raises:
             ValueError: an unknown split or task, sizes that hold no digit, or scikit-learn is not installed.
@@ -138,12 +142,14 @@ class Scenes:
             raise ValueError(f"largest must be 0 or lie in {SMALLEST} to {ROOM * size}, got {largest}")
         if not 0 <= bend <= MOST_BENT:
             raise ValueError(f"bend must lie in 0 to {MOST_BENT} pixels, got {bend}")
+        if not 0 <= stroke <= MOST_STROKE:
+            raise ValueError(f"stroke must lie in 0 to {MOST_STROKE} levels of ink, got {stroke}")
         if not 1 <= fewest <= most <= MOST_LAID:
             raise ValueError(f"fewest and most must lie in 1 to {MOST_LAID}, in order, got {fewest} and {most}")
         self.classes = CLASSES if task == "detection" else ("background", *CLASSES)
         self.category_ids = tuple(range(1, len(CLASSES) + 1))
         self.split, self.task, self.seed, self.side, self.fewest = split, task, seed, size, fewest
-        self.most, self.largest, self.bright, self.bend = most, largest, bright, bend
+        self.most, self.largest, self.bright, self.bend, self.stroke = most, largest, bright, bend, stroke
         self._count = count
         digits = Digits(split)
         self._sources = [padded(picture) for picture, _ in digits]
@@ -218,7 +224,8 @@ class Scenes:
         layout, largest = _Layout(self.side), self.largest or LARGEST * self.side
         for _ in range(int(rng.integers(self.fewest, self.most + 1))):
             source = int(rng.integers(len(self._sources)))
-            layout.lay(self._labels[source], enlarged(self._sources[source], largest, self.bend, rng), rng)
+            cover = enlarged(self._sources[source], largest, self.bend, rng, self.stroke)
+            layout.lay(self._labels[source], cover, rng)
         return layout, rng
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from davit.data.detection_transforms import DetectionAugmentation
-from davit.data.digit_shapes import MOST_BENT
+from davit.data.digit_shapes import MOST_BENT, MOST_STROKE
 from davit.data.scenes import MOST_LAID
 from davit.data.segmentation_transforms import SegmentationAugmentation
 from davit.data.transforms import Augmentation
@@ -59,6 +59,7 @@ class DataRecipe:
         most_digits: digits laid into it at most, as far as they find a place; 0 for as many as scenes for validation
             have, which is up to 8, or up to 4 with captions.
         bend: how far the shapes of digits are bent in training scenes, in pixels of their 8x8 sources.
+        stroke: how much thicker or thinner their strokes are drawn there, in levels of ink, of 255.
         class_list: file with the class names of `masks`, a line each, where it does not lie in `root`.
         ignore: labels of `masks` that stand for no class, beside 255.
         image_size: side of the square the model sees, in pixels.
@@ -85,6 +86,7 @@ class DataRecipe:
     fewest_digits: int = 1
     most_digits: int = 0
     bend: float = 0.0
+    stroke: float = 0.0
     class_list: str = ""
     ignore: tuple[int, ...] = ()
     image_size: int = 224
@@ -115,6 +117,8 @@ class DataRecipe:
             )
         if not 0 <= self.bend <= MOST_BENT:
             raise ValueError(f"bend must lie in 0 to {MOST_BENT} pixels, got {self.bend}")
+        if not 0 <= self.stroke <= MOST_STROKE:
+            raise ValueError(f"stroke must lie in 0 to {MOST_STROKE} levels of ink, got {self.stroke}")
         if not 0 <= self.first_size <= self.image_size or not 0 <= self.first_share <= 1:
             raise ValueError(
                 f"first_size must lie in 0 to image_size ({self.image_size}) and first_share in [0, 1], "

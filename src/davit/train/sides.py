@@ -87,7 +87,7 @@ def _training(data: DataRecipe, most: int) -> dict[str, Any]:
     """What training scenes have that those for validation have not; these have up to `most` digits."""
     most = data.most_digits or max(most, data.fewest_digits)
     bright = round(data.bright_share * data.scenes)
-    return {"fewest": data.fewest_digits, "most": most, "bright": bright, "bend": data.bend}
+    return {"fewest": data.fewest_digits, "most": most, "bright": bright, "bend": data.bend, "stroke": data.stroke}
 
 
 def _small_scenes(recipe: Recipe) -> int:
