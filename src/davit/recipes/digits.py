@@ -134,8 +134,8 @@ def _segmentation(name: str, start: Start) -> Recipe:
         ),
         first_size=0 if start.init else 128,
         first_share=0.75,
-        fewest_digits=12,
-        most_digits=16,
+        fewest_digits=1,  # where all scenes are crowded, a model may take the ground of an empty one for a digit
+        most_digits=18,
         bend=1.0,
         stroke=30.0,
         window=4,
@@ -246,7 +246,7 @@ def about(name: str) -> About:
         "digits": "top-1 over 0.98 on 360 test digits (docs/results.md)",
         "digits.detection": "box AP 0.75, mask AP 0.76 from fresh weights (docs/results.md)",
         "digits.retinanet": "box AP 0.78 from the backbone of digits.detection (docs/results.md)",
-        "digits.segmentation": "mean IoU 0.898 from fresh weights (docs/results.md)",
+        "digits.segmentation": "mean IoU 0.890 from fresh weights, 0.903 at three sizes (docs/results.md)",
         "digits.contrastive": "image to text R@1 of 0.81 on 200 unseen scenes (docs/results.md)",
     }
     return About(
