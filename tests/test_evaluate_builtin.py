@@ -7,6 +7,8 @@ import pytest
 
 import davit
 from davit.cli import main
+from davit.cli.builtin import KINDS
+from davit.recipes import RECIPES
 from davit.train import sides
 from davit.train.run import run
 from runs import colour_folder, tiny_dense_recipe, tiny_recipe
@@ -36,6 +38,20 @@ def test_scores_are_those_of_the_run(name: str, models: dict[str, Path], monkeyp
     report, metrics = (json.loads(text) for text in (capsys.readouterr().out, metrics_of(models[name])))
     assert {key: report[key] for key in KEYS[name]} == {key: metrics[key] for key in KEYS[name]}
     assert report["data"] == name
+
+
+def test_every_built_in_recipe_has_test_images() -> None:
+    assert set(KINDS) == {name for name in RECIPES if name.partition(".")[0] == "digits"}
+
+
+def test_whatever_can_be_decoded_is_all_of_it(models: dict[str, Path], monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sides, "MOST_TEST_SCENES", 3)
+    for name in ("digits", "digits.detection"):
+        words = ["evaluate", str(models[name]), "--data", name, "--workers", "0", "--allow-missing", "--json"]
+        assert main(words) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["left_out"] == []
+        assert report["count"] == json.loads(metrics_of(models[name]))["count"]
 
 
 def metrics_of(model: Path) -> str:

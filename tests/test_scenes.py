@@ -241,7 +241,6 @@ class _NoMoves(np.random.Generator):
 
 
 def test_strokes_get_thicker_and_thinner_and_stay_in_one_piece() -> None:
-    """The digit stays where it is: thinner ones lie within thicker ones."""
     source = digit_shapes.padded(Digits("train")[3][0])
     shapes = [
         digit_shapes.enlarged(source, 56.0, 0.0, _Fixed(share), digit_shapes.MOST_STROKE) for share in (1.0, 0.5, 0.0)

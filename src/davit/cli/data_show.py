@@ -4,7 +4,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from davit.recipes import RECIPES
+from davit.cli.builtin import is_builtin
 
 if TYPE_CHECKING:
     from davit.train.recipe import Recipe
@@ -17,7 +17,6 @@ with boxes, masks and classes where there are any.
   davit data show flowers finetune data.augmentation.rand_augment=rand-m9-mstd0.5-inc1 --out sheet.png
 """
 
-BUILTIN = tuple(name for name in RECIPES if name.partition(".")[0] == "digits")
 OWN_DATA = ("coco.", "ade20k.", "digits.", "image_text.")  # recipes that say themselves where images come from
 
 
@@ -66,7 +65,7 @@ def recipe_on(root: str, settings: tuple[str, ...]) -> "Recipe":
     from davit.cli.train import recipe_with
 
     named = bool(settings) and "=" not in settings[0]
-    builtin = not Path(root).exists() and root in BUILTIN
+    builtin = is_builtin(root)
     name = settings[0] if named else _recipe_for(root, builtin)
     place = (f"data.root={root}",)
     if builtin:

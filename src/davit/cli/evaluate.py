@@ -12,7 +12,7 @@ from davit.inference.backends import BackendName
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from davit.cli.evaluate_builtin import DigitsOfTest
+    from davit.cli.builtin import DigitsOfTest
     from davit.data.images import LabelledImages
     from davit.evaluation.accuracy import Accuracy
     from davit.inference.backends.protocol import Backend
@@ -196,7 +196,7 @@ def score(
 
 
 def _images(data: str, backend: "Backend", allow_missing: bool) -> "LabelledImages | DigitsOfTest":
-    from davit.cli.evaluate_builtin import digits_of_test, is_builtin
+    from davit.cli.builtin import digits_of_test, is_builtin
     from davit.data.images import find_images
 
     if is_builtin(data):

@@ -83,7 +83,7 @@ def open_dense(
 
 
 def _detection(backend: "Backend", data: str, options: DenseOptions) -> "tuple[Any, DetectionMetric]":
-    from davit.cli.evaluate_builtin import is_builtin, scenes_of_test
+    from davit.cli.builtin import is_builtin, scenes_of_test
     from davit.data.coco import CocoImages, find_coco
     from davit.models.detector_config import DetectorConfig
     from davit.tasks.detection import DetectionConfig, DetectionMetric, DetectionTask
@@ -100,7 +100,7 @@ def _detection(backend: "Backend", data: str, options: DenseOptions) -> "tuple[A
 
 
 def _segmentation(backend: "Backend", data: str, options: DenseOptions) -> "tuple[Any, SegmentationMetric]":
-    from davit.cli.evaluate_builtin import is_builtin, scenes_of_test
+    from davit.cli.builtin import is_builtin, scenes_of_test
     from davit.data.masks import MaskFolder, mask_parts
     from davit.tasks.segmentation import SegmentationMetric
 

@@ -59,7 +59,7 @@ def evaluate_pairs(
 
     from tqdm import tqdm
 
-    from davit.cli.evaluate_builtin import captions_of_test, is_builtin
+    from davit.cli.builtin import captions_of_test, is_builtin
     from davit.data.captions import Pairs
     from davit.data.evaluation_loader import evaluation_batches
     from davit.evaluation.evaluate import evaluate
@@ -74,7 +74,7 @@ def evaluate_pairs(
     assert model.preprocessing is not None
     preprocessing = model.preprocessing if size is None else replace(model.preprocessing, size=(size, size))
     found = captions_of_test(data, preprocessing.size[0]) if is_builtin(data) else _captions(data)
-    for note in getattr(found, "notes", ()):
+    for note in found.notes:
         print(f"davit evaluate: {note}", file=sys.stderr)
     where = choose_device(device)
     model = model.to(where)

@@ -63,10 +63,12 @@ class CaptionedScenes:
 
     Attributes:
         classes: none: captions say what is there.
+        notes: none.
         split: "train" or "test".
     """
 
     classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,

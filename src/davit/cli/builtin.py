@@ -1,4 +1,4 @@
-"""Test images of the built-in data, for `davit evaluate`: what runs of the recipes `digits...` are scored on."""
+"""The built-in data by name, and its test images: what runs of the recipes `digits...` are scored on."""
 
 from collections.abc import Sequence
 from pathlib import Path
