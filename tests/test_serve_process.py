@@ -142,9 +142,9 @@ KEPT = """
 import os, signal, sys, time
 from davit.serving import restarting
 restarting.LONGEST_PAUSE = 0.01
-code = restarting.keep_alive(lambda line: print(line, flush=True))
-if code is not None:
-    sys.exit(code)
+life = restarting.keep_alive(lambda line: print(line, flush=True))
+if isinstance(life, int):
+    sys.exit(life)
 print(os.getpid(), flush=True)
 """
 
@@ -164,6 +164,32 @@ def test_a_server_that_does_not_live_is_given_up(life: str, code: int, lives: in
     assert sum(line.isdigit() for line in done.stdout.splitlines()) == lives
     assert done.stdout.count("started anew") == lives - 1
     assert ("not started again" in done.stdout) == (lives == 5)
+
+
+def test_a_server_that_was_ready_is_started_again_however_soon_it_is_killed(tmp_path: Path) -> None:
+    lives = tmp_path / "lives"
+    life = f"""
+life.ready()
+with open({str(lives)!r}, "a") as file:
+    file.write("x")
+if os.path.getsize({str(lives)!r}) < 8:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", KEPT + life], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.count("started anew") == 7
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_asked_to_stop_between_two_lives_it_ends_as_a_server_would(number: signal.Signals, code: int) -> None:
+    paused = KEPT.replace("0.01", "60") + "sys.exit(1)"
+    with subprocess.Popen([sys.executable, "-c", paused], stdout=subprocess.PIPE, text=True) as keeper:
+        assert keeper.stdout is not None
+        ends = (line for line in keeper.stdout if "anew" in line)
+        for _ in range(3):  # the pause after the third is two seconds
+            next(ends)
+        keeper.send_signal(number)
+        assert keeper.wait(10) == code
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system tells a child of its parent's end")

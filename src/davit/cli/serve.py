@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from davit.serving.restarting import Life
     from davit.serving.served import ModelSource
     from davit.serving.service import Explain
 
@@ -106,8 +107,9 @@ def main(arguments: list[str]) -> int:
 
         _log_to_stderr(json=json)
         taken = open_socket(host, port) if restart else None
-        if restart and (code := _keep_alive()) is not None:
-            return _leave(code)
+        life = _keep_alive() if restart else None
+        if isinstance(life, int):
+            return _leave(life)
         _require()
         from davit.explain.page import drawing_script
         from davit.inference.zero_shot import parse_labels
@@ -165,15 +167,15 @@ def main(arguments: list[str]) -> int:
                 taken,
                 keys=keys,
                 tell=logging.getLogger("davit.serving").info,
-                ready=lambda: _announce(address, service.models, json=json),
+                ready=lambda: _announce(address, service.models, life, json=json),
             )
         return _leave(130 if number == signal.SIGINT else 0)
 
     return tyro.cli(serve, prog="davit serve", description=_HELP, args=arguments, config=(FlagCreatePairsOff,))
 
 
-def _keep_alive() -> int | None:
-    """See `keep_alive`."""
+def _keep_alive() -> "int | Life":
+    """Call `keep_alive` and log what it tells."""
     from davit.serving.restarting import keep_alive
 
     return keep_alive(logging.getLogger("davit.serving").warning)
@@ -237,7 +239,9 @@ def _explainer() -> "Explain":
     return explain
 
 
-def _announce(address: str, models: "Any", *, json: bool) -> None:
+def _announce(address: str, models: "Any", life: "Life | None", *, json: bool) -> None:
+    if life:
+        life.ready()
     names = list(models)
     if json:
         print(jsonlib.dumps({"url": address, "models": names}), flush=True)
