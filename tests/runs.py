@@ -87,10 +87,10 @@ def tiny_dense_recipe(name: str, **settings: str) -> Recipe:
     model, data = recipe.model, recipe.data
     if isinstance(data.augmentation, DetectionAugmentation):
         augmentation = replace(data.augmentation, short_sides=(128,), longest=128, crop_short_sides=(128,))
-        data = replace(data, image_size=128, longest=128, augmentation=augmentation)
+        data = replace(data, image_size=128, first_size=0, longest=128, augmentation=augmentation)
     if isinstance(data.augmentation, SegmentationAugmentation):
         augmentation = replace(data.augmentation, short=128, longest=128, crop=128)
-        data = replace(data, image_size=128, longest=128, augmentation=augmentation)
+        data = replace(data, image_size=128, first_size=0, longest=128, augmentation=augmentation)
     small: dict[str, Any] = {"channels": 16, "hidden": 32}
     if name == "digits.segmentation":
         small = {"channels": 16, "auxiliary_channels": 8}

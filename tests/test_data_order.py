@@ -83,7 +83,7 @@ def test_bright_scenes_come_first_in_training_and_never_in_evaluation(name):
 
 @pytest.mark.parametrize("name", ["digits.segmentation", "digits.contrastive"])
 def test_crowded_scenes_are_for_training_alone(name):
-    recipe = tiny_dense_recipe(name, data__most_digits="0", data__fewest_digits="1")
+    recipe = tiny_dense_recipe(name, data__sparse_share="0", data__most_digits="0", data__fewest_digits="1")
     usual, crowded = (list_images(assign(recipe, "data.most_digits", most)) for most in ("0", "20"))
     spread = [sum(float(np.asarray(images.train[i][0]).std()) for i in range(30)) for images in (usual, crowded)]
     assert spread[1] > 1.1 * spread[0]
@@ -91,6 +91,19 @@ def test_crowded_scenes_are_for_training_alone(name):
     for fewest, most in (("9", "8"), ("0", "8"), ("1", "25")):
         with pytest.raises(ValueError, match="fewest_digits and most_digits must lie in 1 to 24"):
             replace(recipe.data, fewest_digits=int(fewest), most_digits=int(most))
+
+
+def test_some_scenes_are_sparse_among_crowded_ones():
+    recipe = tiny_dense_recipe(
+        "digits.segmentation", data__fewest_digits="12", data__most_digits="16", data__scenes="60"
+    )
+    crowded, mixed = (list_images(assign(recipe, "data.sparse_share", share)).train for share in ("0", "0.5"))
+    laid = [[len(scenes.placed(index)) for index in range(60)] for scenes in (crowded, mixed)]
+    assert min(laid[0]) > 6
+    assert 5 < sum(count < min(laid[0]) for count in laid[1]) < 40
+    assert max(laid[1]) > 8
+    with pytest.raises(ValueError, match="sparse_share is a share of scenes with fewer than fewest_digits"):
+        replace(recipe.data, fewest_digits=1, sparse_share=0.1)
 
 
 @pytest.mark.parametrize(("field", "most"), [("bend", 2.0), ("stroke", 60.0)])

@@ -232,7 +232,7 @@ def test_a_fresh_segmenter_believes_in_the_classes_by_their_shares_and_a_trained
     fresh = make_trainer(recipe, tmp_path / "fresh").model
     data = recipe.data
     shown = {"fewest": data.fewest_digits, "most": data.most_digits, "bend": data.bend, "stroke": data.stroke}
-    scenes = Scenes("train", 30, "segmentation", **shown)
+    scenes = Scenes("train", 30, "segmentation", sparse=data.sparse_share, **shown)
     masks = np.stack([mask for _, mask in scenes])
     for classifier in (fresh.head.classifier, fresh.auxiliary.classifier):
         shares = classifier.bias.softmax(0)

@@ -79,6 +79,7 @@ class CaptionedScenes:
         size: int = 128,
         fewest: int = 1,
         most: int = MOST_TOLD,
+        sparse: float = 0.0,
         bright: int = 0,
         bend: float = 0.0,
         stroke: float = 0.0,
@@ -95,7 +96,7 @@ class CaptionedScenes:
         """
         self.split, self.seed, self._first = split, seed, first
         usual: dict[str, Any] = {"seed": seed, "bright": bright, "bend": bend, "stroke": stroke}
-        self.scenes = Scenes(split, count, "detection", size=size, fewest=fewest, most=most, **usual)
+        self.scenes = Scenes(split, count, "detection", size=size, fewest=fewest, most=most, sparse=sparse, **usual)
         self._small = self.scenes
         if first:
             if not LEAST_SIDE <= first_size <= size:

@@ -89,6 +89,7 @@ class Scenes:
         seed: another seed gives other scenes.
         side: height and width in pixels.
         fewest, most: digits that are laid at least and at most, as far as they find a place.
+        sparse: share of the scenes that have fewer than `fewest`.
         largest: size of the largest digits in pixels; 0 for `LARGEST` of the side.
         bright: of the first so many scenes all digits are brighter than the background.
         bend: how far the digits' shapes are bent, in pixels of their 8x8 sources.
@@ -105,6 +106,7 @@ class Scenes:
         size: int = 128,
         fewest: int = 1,
         most: int = MOST_DIGITS,
+        sparse: float = 0.0,
         largest: float = 0.0,
         bright: int = 0,
         bend: float = 0.0,
@@ -120,6 +122,8 @@ class Scenes:
             size: height and width in pixels.
             fewest: digits tried in a scene at least: fuller scenes teach more for the same computation.
             most: digits tried in a scene at most, of 24.
+            sparse: share of the scenes, by chance, that have 1 to `fewest - 1` digits instead: a model that never saw
+                an empty ground may take it for a digit.
             largest: size of the largest digits in pixels, of at most 0.8 of the side; 0 for 0.44 of it. The smallest
                 have 14.
             bright: in so many scenes at the start digits are brighter than the background, never darker: a model with
@@ -146,10 +150,13 @@ class Scenes:
             raise ValueError(f"stroke must lie in 0 to {MOST_STROKE} levels of ink, got {stroke}")
         if not 1 <= fewest <= most <= MOST_LAID:
             raise ValueError(f"fewest and most must lie in 1 to {MOST_LAID}, in order, got {fewest} and {most}")
+        if not 0 <= sparse <= 1 or (sparse and fewest == 1):
+            raise ValueError(f"sparse is a share of scenes with fewer than fewest digits, got {sparse} and {fewest}")
         self.classes = CLASSES if task == "detection" else ("background", *CLASSES)
         self.category_ids = tuple(range(1, len(CLASSES) + 1))
         self.split, self.task, self.seed, self.side, self.fewest = split, task, seed, size, fewest
         self.most, self.largest, self.bright, self.bend, self.stroke = most, largest, bright, bend, stroke
+        self.sparse = sparse
         self._count = count
         digits = Digits(split)
         self._sources = [padded(picture) for picture, _ in digits]
@@ -222,7 +229,9 @@ class Scenes:
             raise IndexError(f"scene {index} of {self._count}")
         rng = np.random.default_rng((self.seed, ("train", "test").index(self.split), index))
         layout, largest = _Layout(self.side), self.largest or LARGEST * self.side
-        for _ in range(int(rng.integers(self.fewest, self.most + 1))):
+        sparse = self.sparse and rng.random() < self.sparse
+        fewest, most = (1, self.fewest - 1) if sparse else (self.fewest, self.most)
+        for _ in range(int(rng.integers(fewest, most + 1))):
             source = int(rng.integers(len(self._sources)))
             cover = enlarged(self._sources[source], largest, self.bend, rng, self.stroke)
             layout.lay(self._labels[source], cover, rng)

@@ -58,6 +58,7 @@ class DataRecipe:
         fewest_digits: digits laid into a training scene at least.
         most_digits: digits laid into it at most, as far as they find a place; 0 for as many as scenes for validation
             have, which is up to 8, or up to 4 with captions.
+        sparse_share: share of the training scenes that have fewer than `fewest_digits`, at least one.
         bend: how far the shapes of digits are bent in training scenes, in pixels of their 8x8 sources.
         stroke: how much thicker or thinner their strokes are drawn there, in levels of ink, of 255.
         class_list: file with the class names of `masks`, a line each, where it does not lie in `root`.
@@ -85,6 +86,7 @@ class DataRecipe:
     bright_share: float = 0.0
     fewest_digits: int = 1
     most_digits: int = 0
+    sparse_share: float = 0.0
     bend: float = 0.0
     stroke: float = 0.0
     class_list: str = ""
@@ -114,6 +116,11 @@ class DataRecipe:
             raise ValueError(
                 f"fewest_digits and most_digits must lie in 1 to {MOST_LAID}, in order, got {self.fewest_digits} "
                 f"and {self.most_digits}"
+            )
+        if not 0 <= self.sparse_share <= 1 or (self.sparse_share and self.fewest_digits == 1):
+            raise ValueError(
+                "sparse_share is a share of scenes with fewer than fewest_digits, got "
+                f"{self.sparse_share} and {self.fewest_digits}"
             )
         if not 0 <= self.bend <= MOST_BENT:
             raise ValueError(f"bend must lie in 0 to {MOST_BENT} pixels, got {self.bend}")

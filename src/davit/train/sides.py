@@ -87,7 +87,14 @@ def _training(data: DataRecipe, most: int) -> dict[str, Any]:
     """What training scenes have that those for validation have not; these have up to `most` digits."""
     most = data.most_digits or max(most, data.fewest_digits)
     bright = round(data.bright_share * data.scenes)
-    return {"fewest": data.fewest_digits, "most": most, "bright": bright, "bend": data.bend, "stroke": data.stroke}
+    return {
+        "fewest": data.fewest_digits,
+        "most": most,
+        "sparse": data.sparse_share,
+        "bright": bright,
+        "bend": data.bend,
+        "stroke": data.stroke,
+    }
 
 
 def _small_scenes(recipe: Recipe) -> int:
