@@ -84,13 +84,13 @@ def tiny_dense_recipe(name: str, **settings: str) -> Recipe:
     """A recipe of digit scenes with a very small model, on thirty scenes of 128 pixels."""
     torch.set_num_threads(1)
     recipe = make_recipe(name)
-    model, data = recipe.model, recipe.data
+    model, data = recipe.model, replace(recipe.data, scenes=30, batch_size=6, first_size=0)
     if isinstance(data.augmentation, DetectionAugmentation):
         augmentation = replace(data.augmentation, short_sides=(128,), longest=128, crop_short_sides=(128,))
-        data = replace(data, image_size=128, first_size=0, longest=128, augmentation=augmentation)
+        data = replace(data, image_size=128, longest=128, augmentation=augmentation)
     if isinstance(data.augmentation, SegmentationAugmentation):
         augmentation = replace(data.augmentation, short=128, longest=128, crop=128)
-        data = replace(data, image_size=128, first_size=0, longest=128, augmentation=augmentation)
+        data = replace(data, image_size=128, longest=128, augmentation=augmentation)
     small: dict[str, Any] = {"channels": 16, "hidden": 32}
     if name == "digits.segmentation":
         small = {"channels": 16, "auxiliary_channels": 8}
@@ -101,7 +101,7 @@ def tiny_dense_recipe(name: str, **settings: str) -> Recipe:
     recipe = replace(
         recipe,
         model=replace(model, backbone=replace(TINY, in_channels=3, window=4), head=head),
-        data=replace(data, scenes=30, batch_size=6, first_size=0),
+        data=data,
         optimizer=replace(recipe.optimizer, matrix_precision="fp32"),  # the same on every processor
         schedule=replace(recipe.schedule, epochs=2),
     )
