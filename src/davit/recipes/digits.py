@@ -255,7 +255,7 @@ def about(name: str) -> About:
     expected = {
         "digits": "top-1 over 0.98 on 360 test digits (docs/results.md)",
         "digits.detection": "box AP 0.75, mask AP 0.76 from fresh weights (docs/results.md)",
-        "digits.retinanet": "box AP 0.73 from fresh weights, 0.78 from the backbone of digits.detection (docs/results.md)",
+        "digits.retinanet": "box AP 0.73 from fresh weights, 0.78 from the backbone of a detector (docs/results.md)",
         "digits.segmentation": "mean IoU 0.90 from fresh weights (docs/results.md)",
         "digits.contrastive": "image to text R@1 of 0.81 on 200 unseen scenes (docs/results.md)",
     }
