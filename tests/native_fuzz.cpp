@@ -77,7 +77,8 @@ struct Architecture {
     numbers = {in_channels, kernel, between(1, 9), between(0, 1), position, norms, classes, static_cast<int>(channel.size())};
     numbers.insert(numbers.end(), channel.begin(), channel.end());
     for (int s = 0; s < 4; ++s) {
-      const int width = 32 * between(1, 4), depth = between(1, 2), hidden = mlp ? between(1, 3 * width) : 0;
+      const int width = 32 * between(1, 4), depth = between(1, 2);
+      const int hidden = !mlp ? 0 : between(0, 1) ? 32 * between(1, 12) : between(1, 3 * width);
       numbers.insert(numbers.end(), {width, depth, hidden});
       if (s) {
         norm(widths.back());

@@ -1,6 +1,7 @@
 """The native engine against the reference model: every architecture, size and batch; and what it is given wrongly."""
 
 import copy
+import ctypes
 import math
 import multiprocessing
 import pickle
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from davit.inference.backends.native.engine import NativeEngine
+from davit.inference.backends.native.build import FLAGS, SOURCE, compile_library, find_compiler
+from davit.inference.backends.native.engine import NativeEngine, declare
 from davit.inference.backends.native.quantization import Quantization
 from davit.inference.backends.native.weights import layer_names
 from davit.models.classifier import Classifier
@@ -92,6 +94,20 @@ def test_every_size_with_any_number_of_threads(batch, height, width):
     for threads in (1, 2, 3):
         model = lively(DaViT(SMALL))
         assert_as_exact(NativeEngine(model, threads), model, [torch.randn(batch, 3, height, width) for _ in range(2)])
+
+
+@pytest.mark.parametrize("paired", [0, 1])
+def test_with_and_without_products_in_pairs(tmp_path, monkeypatch, paired):
+    """Whatever this processor likes."""
+    flags = [*FLAGS, f"-DDAVIT_PAIRED={paired}", "-O1"]
+    compile_library(SOURCE / "engine.cpp", tmp_path / "engine.so", find_compiler(), flags)
+    library = ctypes.CDLL(str(tmp_path / "engine.so"))
+    declare(library)
+    monkeypatch.setattr("davit.inference.backends.native.engine._checked_library", lambda: library)
+    for config in (SMALL.override(widths=(32, 64, 288, 384)), CONFIGS["florence2"]):
+        model = classifier(config)
+        images = [torch.randn(batch, 3, height, width) for batch, height, width in SIZES]
+        assert_as_exact(NativeEngine(model, 2), model, images)
 
 
 def test_maps_lie_as_the_backbones_do():

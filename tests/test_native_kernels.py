@@ -101,6 +101,64 @@ def test_linear(kernels, rows, inputs, outputs):
         close(found, wanted, 5e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 49, 61])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "begin"), [(32, 32, 0), (96, 10, 0), (416, 200, 256), (800, 64, 0), (768, 96, 512)]
+)
+def test_products_in_pairs(kernels, rows, inputs, outputs, begin):
+    x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs) * inputs**-0.5
+    bias, before = torch.randn(outputs), torch.randn(rows, outputs)
+    exact = x.double()[:, begin:] @ weight.double()[:, begin:].T + (0 if begin else bias)
+    for finish, wanted in enumerate((exact, before + exact, F.gelu(exact))):
+        found = before.clone()
+        call(kernels.test_paired_linear, weight, bias, inputs, outputs, x, rows, begin, finish, found)
+        close(found, wanted, 5e-6)
+
+
+def factors(kind: str) -> tuple[Tensor, Tensor]:
+    """Rows (64, 512) and weights (96, 512) of numbers that are hard for products in pairs."""
+    x, weight, sizes = torch.randn(64, 512), torch.randn(96, 512), 10 ** torch.randn(512)
+    if kind == "gelu":
+        x = F.gelu(2 * x - 1)
+    elif kind == "one sign":
+        x, weight = x.abs(), weight.abs()
+    elif kind == "neighbours alike":
+        x[:, 1::2] = 0.95 * x[:, ::2] + 0.3 * x[:, 1::2]
+    elif kind == "a few large inputs":
+        x[:, [5, 200]] *= 50
+    elif kind == "inputs of many sizes":
+        x, weight = x * sizes, weight / sizes
+    elif kind == "rows and outputs of many sizes":
+        x, weight = x * 1e3 ** torch.randn(64, 1), weight * 1e3 ** torch.randn(96, 1)
+    return x, weight
+
+
+KINDS = ("normal", "gelu", "one sign", "neighbours alike", "a few large inputs", "inputs of many sizes")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "rows and outputs of many sizes"])
+def test_pairs_keep_the_digits(kernels, kind):
+    x, weight = factors(kind)
+    exact, products = x.double() @ weight.double().T, x.double().norm(dim=1)[:, None] * weight.double().norm(dim=1)
+    errors = []
+    for multiply, begin in ((kernels.test_linear, ()), (kernels.test_paired_linear, (0,))):
+        found = torch.empty(64, 96)
+        call(multiply, weight, torch.zeros(96), 512, 96, x, 64, *begin, 0, found)
+        errors.append(float(((found - exact) / products).square().mean().sqrt()))
+    assert errors[1] <= 2 * errors[0]
+
+
+def test_pairs_of_zeros_and_of_what_is_no_number(kernels):
+    x, weight, bias = torch.randn(4, 64), torch.randn(32, 64), torch.randn(32)
+    x[0], x[1, 3], x[2, 5], weight[7], weight[:, 9] = 0, float("nan"), float("inf"), 0, 0
+    found = torch.empty(4, 32)
+    call(kernels.test_paired_linear, weight, bias, 64, 32, x, 4, 0, 0, found)
+    assert found[0].equal(bias)
+    assert found[3, 7] == bias[7]
+    assert not found[1:3].isfinite().any()
+    close(found[3:], F.linear(x[3:].double(), weight.double(), bias.double()), 5e-6)
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (6, 1), (2, 2), (5, 9)])
 def test_position_encoding_and_norm(kernels, height, width):
     position = randomise(ConvPositionEncoding(64))

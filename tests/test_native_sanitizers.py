@@ -12,11 +12,19 @@ FUZZ = Path(__file__).parent / "native_fuzz.cpp"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["-march=native", "-mno-avx"])
+@pytest.mark.parametrize("target", ["-march=native -DDAVIT_PAIRED=1", "-march=native -DDAVIT_PAIRED=0", "-mno-avx"])
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_random_architectures_and_sizes(tmp_path, sanitizers, target):
     program = tmp_path / "fuzz"
-    flags = ["-std=c++17", "-O1", "-g", target, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-g",
+        *target.split(),
+        f"-fsanitize={sanitizers}",
+        "-fno-sanitize-recover=all",
+        "-pthread",
+    ]
     compiled = subprocess.run(
         [*find_compiler(), *flags, f"-I{SOURCE}", str(FUZZ), "-o", str(program)],
         capture_output=True,

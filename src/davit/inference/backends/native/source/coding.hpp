@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "integers.hpp"
+#include "memory.hpp"
 #include "norm.hpp"
 
 namespace davit {

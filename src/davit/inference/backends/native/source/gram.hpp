@@ -20,7 +20,9 @@ inline void unpack(const Linear& linear, int first, int count, float* out) {
       const int output = panel.first * LANES + j - first;
       if (output < 0 || output >= count) continue;
       for (int input = 0; input < linear.inputs; ++input) {
-        store(out + static_cast<size_t>(input) * count + output, load(linear.at(panel, input) + j));
+        Vec weights = load(linear.at(panel, input) + j);
+        if (linear.paired()) weights *= load(linear.scales + first + output) * fill(linear.input_scales[input]);
+        store(out + static_cast<size_t>(input) * count + output, weights);
       }
       store(out + static_cast<size_t>(linear.inputs) * count + output, load(linear.bias + first + output));
     }
@@ -105,14 +107,18 @@ inline void channel_gram(const Context& context, const StagePlan& plan, const Bl
   float* query = context.space.gram;  // weights; then for each image the parts, and what is made of them
   float* key = query + size;
   float* value = key + size;
-  const auto parts_of = [&](int image) { return value + size + static_cast<size_t>(image) * (parts + 1) * size; };
+  float* projection = value + size;
+  const auto parts_of = [&](int image) { return projection + size + static_cast<size_t>(image) * (parts + 1) * size; };
   const auto product_of = [&](int image) { return parts_of(image) + parts * size; };
   const auto strip_rows = [&](int image, int strip) {
     return Range{image * map.height + strips.begin(strip), image * map.height + strips.end(strip)};
   };
-  context.pool.run(3, context.threads, [&](int which, int) {
-    detail::unpack(which < 2 ? block.qkv : block.value, which == 1 ? C : 0, C, query + which * size);
+  context.pool.run(4, context.threads, [&](int which, int) {
+    const Linear& layer = which < 2 ? block.qkv : which == 2 ? block.value : block.projection;
+    detail::unpack(layer, which == 1 ? C : 0, C, query + which * size);
   });
+  Linear plain;  // tokens as they are
+  plain.inputs = C;
   context.pool.run(map.batch * parts, context.threads, [&](int item, int thread) {
     const int image = item / parts, part = item % parts;
     float* gram = parts_of(image) + part * size;
@@ -122,7 +128,7 @@ inline void channel_gram(const Context& context, const StagePlan& plan, const Bl
       const int tokens = (rows.end - rows.begin) * map.width;
       Pieces pieces(context.space.of_thread(thread));
       const BlockScratch scratch(pieces, plan, tokens);
-      gather_rows(in, map, block.attention_position, rows.begin, rows.end, out, block.qkv, scratch.y);
+      gather_rows(in, map, block.attention_position, rows.begin, rows.end, out, plain, scratch.y);
       add_gram(scratch.y.rows, C, tokens, gram);
     }
   });
@@ -157,11 +163,8 @@ inline void channel_gram(const Context& context, const StagePlan& plan, const Bl
       apply_affinity(value + static_cast<size_t>(begin) * C + group * HEAD, width,
                      affinity + static_cast<size_t>(group) * AFFINITY, end - begin, some + group * HEAD, width);
     }
-    Linear weights = block.projection;
-    weights.bias = nullptr;
     float* to = product_of(image) + static_cast<size_t>(begin) * C;
-    multiply(weights, all_panels(weights), all_inputs(weights), ConstRows{some, width}, end - begin, Finish::set,
-             Rows{to, width});
+    detail::multiply_matrix(projection, C, C, nullptr, false, ConstRows{some, width}, end - begin, Rows{to, width});
     for (int c = 0; end == C + 1 && c < C; c += LANES) {
       float* last = product_of(image) + size - C + c;
       store(last, load(last) + load(block.projection.bias + c));
@@ -175,7 +178,7 @@ inline void channel_gram(const Context& context, const StagePlan& plan, const Bl
     float* first = out + static_cast<size_t>(of_strip.begin) * map.width * C;
     Pieces pieces(context.space.of_thread(thread));
     const BlockScratch scratch(pieces, plan, tokens);
-    for (int token = 0; token < tokens; ++token) scratch.y.norm(block.qkv, first + token * width, token);
+    for (int token = 0; token < tokens; ++token) scratch.y.norm(plain, first + token * width, token);
     const float* matrix = product_of(image);
     detail::multiply_matrix(matrix, C, C, matrix + size - C, true, ConstRows{scratch.y.rows, width}, tokens,
                             Rows{first, width});

@@ -62,6 +62,24 @@ void test_linear(const float* weights, const float* bias, int inputs, int output
   for (int i = 0; i < rows; ++i) std::copy_n(padded.begin() + i * width, outputs, y + static_cast<size_t>(i) * outputs);
 }
 
+// The same by a layer in pairs, with inputs from `begin` on, a whole number of blocks.
+void test_paired_linear(const float* weights, const float* bias, int inputs, int outputs, const float* x, int rows,
+                        int begin, int finish, float* y) {
+  Store store;
+  const Linear linear = pack_pairs(store, weights, bias, inputs, outputs);
+  const int some = inputs - begin;
+  const size_t width = static_cast<size_t>(linear.vectors) * LANES, depth = some, numbers = pairing_width(some);
+  std::vector<float> padded(rows * width), left(rows * depth), pairings(rows * numbers);
+  for (int i = 0; i < rows; ++i) {
+    std::copy_n(y + static_cast<size_t>(i) * outputs, outputs, padded.begin() + i * width);
+    std::copy_n(x + static_cast<size_t>(i) * inputs + begin, some, left.begin() + i * depth);
+    pair_row(left.data() + i * depth, some, linear.input_scales + begin, pairings.data() + i * numbers);
+  }
+  multiply_pairs(linear, all_panels(linear), Range{begin, inputs}, ConstRows{left.data(), depth},
+                 ConstRows{pairings.data(), numbers}, rows, static_cast<Finish>(finish), Rows{padded.data(), width});
+  for (int i = 0; i < rows; ++i) std::copy_n(padded.begin() + i * width, outputs, y + static_cast<size_t>(i) * outputs);
+}
+
 // Codes of rows (rows, inputs): of `x`, of `x` normed (in whole vectors), or of its GELU.
 void test_codes(const float* x, int rows, int inputs, int kind, int* codes, float* scales) {
   std::vector<float> row(code_width(inputs), 1e9f);  // what stands behind a row must not matter

@@ -2,12 +2,27 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
 
 #include "integers.hpp"
 #include "memory.hpp"
 #include "vectors.hpp"
 
 namespace davit {
+
+// Whether products take their inputs in pairs, see `paired_product.hpp`: on AMD's processors with AVX-512.
+#if !defined(DAVIT_PAIRED)
+#if defined(__AVX512F__) && (defined(__znver3__) || defined(__znver4__) || defined(__znver5__))
+#define DAVIT_PAIRED 1
+#else
+#define DAVIT_PAIRED 0
+#endif
+#endif
+
+// Inputs of a panel that are summed up, 48 KiB; sums of sums of so many keep more digits than one long sum.
+constexpr int DEPTH_BLOCK = 256;
 
 // Neighbouring outputs that are computed together, one to three vectors wide.
 struct Panel {
@@ -20,7 +35,8 @@ struct Panel {
 // first * LANES * inputs + input * width * LANES + output.
 //
 // A layer in int8 has codes in place of weights, W = scale of the output * code, with groups of inputs in place of inputs
-// and the codes of a group side by side.
+// and the codes of a group side by side. A layer in pairs has weights divided by the scales of
+// their output and input.
 struct Linear {
   int inputs = 0;
   int outputs = 0;
@@ -29,7 +45,10 @@ struct Linear {
   const WeightCode* codes = nullptr;
   const float* scales = nullptr;
   const float* bias = nullptr;
+  const float* input_scales = nullptr;  // of a layer in pairs, as `starts`
+  const float* starts = nullptr;        // for each block of inputs and each output, less the sum of its pairs' products
 
+  bool paired() const { return starts; }
   // Three vectors each. A single one left over would starve the multipliers, so it makes two pairs of the last panel.
   int panels() const { return divide_up(vectors, 3); }
   Panel panel(int index) const {
@@ -41,6 +60,9 @@ struct Linear {
   int column(int index) const { return index < panels() ? panel(index).first * LANES : vectors * LANES; }
   const float* at(Panel panel, int input) const {
     return weights + (static_cast<size_t>(panel.first) * inputs + static_cast<size_t>(panel.width) * input) * LANES;
+  }
+  const float* starts_at(Panel panel, int input) const {  // the first of a block
+    return starts + (static_cast<size_t>(input / DEPTH_BLOCK) * vectors + panel.first) * LANES;
   }
   const WeightCode* codes_at(Panel panel, int input) const {  // the first of a group
     return codes +
@@ -75,6 +97,67 @@ inline Linear pack(Store& store, const float* weights, const float* bias, int in
         const int output = panel.first * LANES + lane;
         *packed++ = output < outputs ? weights[static_cast<size_t>(output) * inputs + input] : 0.0f;
       }
+    }
+  }
+  return linear;
+}
+
+// The power of two nearest to the root of a mean square, zero for zero.
+inline float power_of_two(float mean_square) {
+  if (!(mean_square > 0.0f)) return mean_square == 0.0f ? 0.0f : 1.0f;  // one for no number
+  uint32_t bits;
+  std::memcpy(&bits, &mean_square, sizeof bits);
+  const uint32_t exponent = (bits >> 23) + 127 + 1;  // twice the offset
+  bits = exponent / 2 << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
+// The same in pairs, with given scales of the inputs or with none; `inputs` is a multiple of 32.
+inline Linear pack_pairs(Store& store, const float* weights, const float* bias, int inputs, int outputs,
+                         const float* input_scales = nullptr) {
+  std::vector<float> scaled(weights, weights + static_cast<size_t>(inputs) * outputs), scales(outputs, 1.0f);
+  const auto row_of = [&](int output) { return scaled.data() + static_cast<size_t>(output) * inputs; };
+  const auto scale_outputs = [&] {
+    for (int output = 0; output < outputs; ++output) {
+      float* row = row_of(output);
+      Vec squares{};
+      for (int i = 0; i < inputs; i += LANES) squares += load(row + i) * load(row + i);
+      const float scale = power_of_two(sum(squares) / inputs);
+      scales[output] *= scale;
+      for (int i = 0; i < inputs && scale != 0.0f; ++i) row[i] *= 1.0f / scale;
+    }
+  };
+  scale_outputs();  // for the first time, so that all count as much for the inputs' scales
+  if (!input_scales) {
+    float* own = store.floats(inputs);
+    std::fill_n(own, inputs, 0.0f);
+    for (int output = 0; output < outputs; ++output) {
+      for (int i = 0; i < inputs; ++i) own[i] += row_of(output)[i] * row_of(output)[i];
+    }
+    for (int i = 0; i < inputs; ++i) own[i] = power_of_two(own[i] / outputs);
+    input_scales = own;
+  }
+  for (int output = 0; output < outputs; ++output) {
+    for (int i = 0; i < inputs; ++i) row_of(output)[i] /= input_scales[i] != 0.0f ? input_scales[i] : 1.0f;
+  }
+  scale_outputs();
+  Linear linear = pack(store, scaled.data(), bias, inputs, outputs);
+  const size_t width = static_cast<size_t>(linear.vectors) * LANES;
+  float* starts = store.floats(width * divide_up(inputs, DEPTH_BLOCK));
+  linear.scales = detail::pad_outputs(store, linear, scales.data());
+  linear.input_scales = input_scales;
+  linear.starts = starts;
+  for (int k = 0; k < inputs; k += DEPTH_BLOCK, starts += width) {
+    std::fill_n(starts, width, 0.0f);
+    for (int output = 0; output < outputs; ++output) {
+      const float* row = row_of(output);
+      double pairs = 0.0;
+      for (int i = k; i < std::min(inputs, k + DEPTH_BLOCK); i += 4) {
+        pairs += static_cast<double>(row[i + 2]) * row[i + 3] - static_cast<double>(row[i]) * row[i + 1];
+      }
+      starts[output] = static_cast<float>(pairs);
     }
   }
   return linear;

@@ -95,8 +95,6 @@ struct ConstRows {
 
 enum class Finish { set, add, gelu };
 
-constexpr int DEPTH_BLOCK = 256;  // of a panel: 48 KiB; sums of sums of so many keep more digits than one long sum
-
 // Rows of outputs from rows of inputs, for some panels and some inputs of a layer.
 // `in(row)` points to the first of those inputs, `out(row)` to the first output of the first panel. The bias comes with
 // the layer's first input.

@@ -113,10 +113,11 @@ inline void channel_strips(const Context& context, const StagePlan& plan, const 
 inline Finish hidden_finish(const Block& block) { return block.fc2.codes ? Finish::set : Finish::gelu; }
 
 inline void prepare_hidden(const Block& block, const Activations& hidden, Range inputs, size_t begin, size_t end) {
+  const int count = inputs.end - inputs.begin;
   for (size_t row = begin; block.fc2.codes && row < end; ++row) {
-    hidden.codings[row] =
-        code_gelu(hidden.rows + row * hidden.stride, inputs.end - inputs.begin, hidden.codes_of(row));
+    hidden.codings[row] = code_gelu(hidden.rows + row * hidden.stride, count, hidden.codes_of(row));
   }
+  for (size_t row = begin; block.fc2.paired() && row < end; ++row) hidden.pair(block.fc2, inputs, row);
 }
 
 inline void mlp_strips(const Context& context, const StagePlan& plan, const Block& block, const float* in, float* out) {

@@ -43,6 +43,16 @@ inline void hold(Register& x) {
   (void)x;
 #endif
 }
+// The same for all instructions.
+template <class Register>
+inline void pin(Register& x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#else
+  hold(x);
+#endif
+}
+inline void pin(const float*& x) { asm("" : "+r"(x)); }
 inline Vec fill(float x) { return x - Vec{}; }  // minus zero keeps every x, so that compilers leave it out
 inline IntVec fill(int x) { return x - IntVec{}; }
 
@@ -57,6 +67,34 @@ inline Vec at_most(Vec x, Vec bound) { return _mm256_min_ps(bound, x); }
 #else
 inline Vec at_least(Vec x, Vec bound) { return x < bound ? bound : x; }
 inline Vec at_most(Vec x, Vec bound) { return x > bound ? bound : x; }
+#endif
+
+// Sums and products with one float in all lanes. With AVX-512 instructions take it from memory themselves; GCC would rather
+// broadcast it to a register, which keeps an adder busy, and gather instructions of one kind.
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
+inline Vec plus(Vec x, const float* one) {
+  Vec y;
+  asm volatile("vaddps %2%{1to16%}, %1, %0" : "=v"(y) : "v"(x), "m"(*one));
+  return y;
+}
+inline Vec minus(Vec x, const float* one) {
+  Vec y;
+  asm volatile("vsubps %2%{1to16%}, %1, %0" : "=v"(y) : "v"(x), "m"(*one));
+  return y;
+}
+inline void add_product(Vec& sum, Vec x, const float* one) {
+  asm volatile("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(x), "m"(*one));
+}
+inline void add_product(Vec& sum, Vec x, Vec y) { asm volatile("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y)); }
+inline void subtract_product(Vec& sum, Vec x, Vec y) {
+  asm volatile("vfnmadd231ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y));
+}
+#else
+inline Vec plus(Vec x, const float* one) { return x + fill(*one); }
+inline Vec minus(Vec x, const float* one) { return x - fill(*one); }
+inline void add_product(Vec& sum, Vec x, const float* one) { sum += x * fill(*one); }
+inline void add_product(Vec& sum, Vec x, Vec y) { sum += x * y; }
+inline void subtract_product(Vec& sum, Vec x, Vec y) { sum -= x * y; }
 #endif
 
 namespace detail {

@@ -73,7 +73,7 @@ struct StagePlan {
   size_t channel_tokens() const { return static_cast<size_t>(channel_strips.size) * map.width; }
   // Weights, and for each image the parts and a product; all (C + 1, C).
   size_t gram_floats() const {
-    const size_t C = map.channels, matrices = 3 + static_cast<size_t>(map.batch) * (gram_parts + 1);
+    const size_t C = map.channels, matrices = 4 + static_cast<size_t>(map.batch) * (gram_parts + 1);
     return gram_parts ? matrices * (C + 1) * C : 0;
   }
   size_t mlp_tokens() const { return static_cast<size_t>(mlp_strips.size) * map.width; }
@@ -98,6 +98,12 @@ struct BlockScratch {
       y.codings = pieces.of<Coding>(tokens);
       hidden.codes = pieces.of<Code>(tokens * plan.hidden);
       hidden.codings = pieces.of<Coding>(tokens);
+    }
+    if (DAVIT_PAIRED) {
+      y.pairing_stride = pairing_width(plan.map.channels);
+      y.pairings = pieces.floats(tokens * y.pairing_stride);
+      hidden.pairing_stride = pairing_width(plan.hidden);
+      hidden.pairings = pieces.floats(tokens * hidden.pairing_stride);
     }
     places = pieces.of<float*>(tokens);
   }
