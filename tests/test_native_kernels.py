@@ -247,18 +247,21 @@ def test_patch_embedding(kernels, height, width, channels):
 
 
 @pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("channels", [32, 288])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (1, 6), (5, 4), (7, 7), (9, 14)])
-def test_patch_merging(kernels, kernel, height, width):
-    module = randomise(Downsample(32, 96, kernel))
-    x = torch.randn(2, height, width, 32)
+def test_patch_merging(kernels, kernel, channels, height, width):
+    module = randomise(Downsample(channels, 96, kernel))
+    x = torch.randn(2, height, width, channels)
     wanted = module(x.double())
     found = torch.empty(wanted.shape)
     norm = [module.norm.weight.detach(), module.norm.bias.detach()]
     weight, bias = (tensor.detach() for tensor in merge_tensors(module))
-    call(kernels.test_merge, x, 2, height, width, 32, 96, kernel, *norm, weight, None, None, bias, found)
-    close(found, wanted, 1e-5)
+    shape = (2, height, width, channels, 96, kernel)
+    for paired in (0, 1):
+        call(kernels.test_merge, x, *shape, *norm, weight, None, None, bias, paired, found.fill_(9))
+        close(found, wanted, 1e-5)
     codes, scales = code_weights(weight.float())
-    call(kernels.test_merge, x, 2, height, width, 32, 96, kernel, *norm, None, codes, scales, bias, found)
+    call(kernels.test_merge, x, *shape, *norm, None, codes, scales, bias, 0, found)
     close(found, wanted, 0.05)
 
 

@@ -89,12 +89,13 @@ inline void norm_row(const float* map, const Map& from, const Merge& merge, int 
       normalise(map + ((static_cast<size_t>(image) * from.height + y) * from.width + x) * C, C, merge.norm, to);
     }
     if (coded) out.codings[place] = code_row(to, C, out.codes_of(place));
+    else if (merge.convolution.paired()) out.pair(merge.convolution, Range{0, C}, place);
   }
 }
 
 // Tokens [begin, end) of the next map, some panels of their channels, from the normed, padded map. The tokens under a
-// row of the kernel lie side by side, so that each of its rows is one product; of codes, each token is one, for each has
-// a scale of its own. `sources` has room for a place for each token.
+// row of the kernel lie side by side, so that each of its rows is one product; of codes or pairs, each token is one, for
+// each has a scale of its own. `sources` has room for a place for each token.
 inline void merge_tokens(const Activations& normed, const Map& padded, const Map& to, const Merge& merge, Range panels,
                          size_t begin, size_t end, size_t* sources, float* out) {
   const int C = padded.channels, depth = merge.kernel * C, rows = static_cast<int>(end - begin);
@@ -107,7 +108,7 @@ inline void merge_tokens(const Activations& normed, const Map& padded, const Map
   for (int row = 0; row < merge.kernel; ++row) {
     const size_t below = static_cast<size_t>(row) * padded.width;
     const int input = row * depth;
-    if (!merge.convolution.codes) {
+    if (!merge.convolution.codes && !merge.convolution.paired()) {
       multiply(merge.convolution, panels, Range{input, input + depth},
                [&](int i) { return normed.rows + (sources[i] + below) * C; }, rows, row ? Finish::add : Finish::set,
                result);
@@ -115,9 +116,16 @@ inline void merge_tokens(const Activations& normed, const Map& padded, const Map
     }
     for (int column = 0; column < merge.kernel; ++column) {
       const int place = input + column * C;
-      multiply_codes(merge.convolution, panels, Range{place, place + C},
-                     [&](int i) { return normed.coded(sources[i] + below + column); }, rows,
-                     place ? Finish::add : Finish::set, result);
+      const auto source = [&](int i) { return sources[i] + below + column; };
+      const Finish finish = place ? Finish::add : Finish::set;
+      if (merge.convolution.codes) {
+        multiply_codes(merge.convolution, panels, Range{place, place + C},
+                       [&](int i) { return normed.coded(source(i)); }, rows, finish, result);
+      } else {
+        multiply_pairs(merge.convolution, panels, Range{place, place + C},
+                       [&](int i) { return normed.rows + source(i) * C; },
+                       [&](int i) { return normed.pairings + source(i) * normed.pairing_stride; }, rows, finish, result);
+      }
     }
   }
 }

@@ -66,7 +66,7 @@ void test_linear(const float* weights, const float* bias, int inputs, int output
 void test_paired_linear(const float* weights, const float* bias, int inputs, int outputs, const float* x, int rows,
                         int begin, int finish, float* y) {
   Store store;
-  const Linear linear = pack_pairs(store, weights, bias, inputs, outputs);
+  const Linear linear = pack_pairs(store, weights, bias, inputs, outputs, inputs);
   const int some = inputs - begin;
   const size_t width = static_cast<size_t>(linear.vectors) * LANES, depth = some, numbers = pairing_width(some);
   std::vector<float> padded(rows * width), left(rows * depth), pairings(rows * numbers);
@@ -185,22 +185,25 @@ void test_embed(const float* pixels, int batch, int channels, int height, int wi
         patches.data(), out);
 }
 
-// Tokens (B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), outputs); in int8 where there are codes in place of weights.
+// Tokens (B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), outputs); in int8 where there are codes in place of weights, or in
+// pairs.
 void test_merge(const float* x, int batch, int height, int width, int channels, int outputs, int kernel,
                 const float* norm_weight, const float* norm_bias, const float* weights, const int8_t* codes,
-                const float* scales, const float* bias, float* out) {
+                const float* scales, const float* bias, int paired, float* out) {
   Store store;
   const int inputs = kernel * kernel * channels;
   const Merge merge{kernel, Norm{norm_weight, norm_bias},
-                    codes ? pack_codes(store, codes, scales, bias, inputs, outputs)
-                          : pack(store, weights, bias, inputs, outputs)};
+                    codes    ? pack_codes(store, codes, scales, bias, inputs, outputs)
+                    : paired ? pack_pairs(store, weights, bias, inputs, outputs, channels)
+                             : pack(store, weights, bias, inputs, outputs)};
   const Map from{batch, height, width, channels}, padded = merge.padded(from);
   const Map to{batch, divide_up(height, 2), divide_up(width, 2), outputs};
-  std::vector<float> rows(padded.floats()), spare(channels);
+  const size_t numbers = pairing_width(channels);
+  std::vector<float> rows(padded.floats()), spare(channels), pairings(padded.tokens() * numbers);
   std::vector<Coding> codings(padded.tokens());
   std::vector<size_t> sources(to.tokens());
   const size_t C = channels;
-  const Activations normed{rows.data(), C, reinterpret_cast<Code*>(rows.data()), C, codings.data()};
+  const Activations normed{rows.data(), C, reinterpret_cast<Code*>(rows.data()), C, codings.data(), pairings.data(), numbers};
   for (int row = 0; row < padded.batch * padded.height; ++row) norm_row(x, from, merge, row, normed, spare.data());
   merge_tokens(normed, padded, to, merge, all_panels(merge.convolution), 0, to.tokens(), sources.data(), out);
 }

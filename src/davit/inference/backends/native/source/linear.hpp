@@ -45,8 +45,11 @@ struct Linear {
   const WeightCode* codes = nullptr;
   const float* scales = nullptr;
   const float* bias = nullptr;
-  const float* input_scales = nullptr;  // of a layer in pairs, as `starts`
-  const float* starts = nullptr;        // for each block of inputs and each output, less the sum of its pairs' products
+  // Of a layer in pairs: its inputs are tokens of `span` channels, each cut into blocks; scales of those channels; and for
+  // each block and each output, less the sum of its pairs' products.
+  int span = 0;
+  const float* input_scales = nullptr;
+  const float* starts = nullptr;
 
   bool paired() const { return starts; }
   // Three vectors each. A single one left over would starve the multipliers, so it makes two pairs of the last panel.
@@ -62,7 +65,8 @@ struct Linear {
     return weights + (static_cast<size_t>(panel.first) * inputs + static_cast<size_t>(panel.width) * input) * LANES;
   }
   const float* starts_at(Panel panel, int input) const {  // the first of a block
-    return starts + (static_cast<size_t>(input / DEPTH_BLOCK) * vectors + panel.first) * LANES;
+    const size_t block = input / span * divide_up(span, DEPTH_BLOCK) + input % span / DEPTH_BLOCK;
+    return starts + (block * vectors + panel.first) * LANES;
   }
   const WeightCode* codes_at(Panel panel, int input) const {  // the first of a group
     return codes +
@@ -114,8 +118,8 @@ inline float power_of_two(float mean_square) {
   return power;
 }
 
-// The same in pairs, with given scales of the inputs or with none; `inputs` is a multiple of 32.
-inline Linear pack_pairs(Store& store, const float* weights, const float* bias, int inputs, int outputs,
+// The same in pairs, with given scales of the inputs or with none; `span` is a multiple of 32.
+inline Linear pack_pairs(Store& store, const float* weights, const float* bias, int inputs, int outputs, int span,
                          const float* input_scales = nullptr) {
   std::vector<float> scaled(weights, weights + static_cast<size_t>(inputs) * outputs), scales(outputs, 1.0f);
   const auto row_of = [&](int output) { return scaled.data() + static_cast<size_t>(output) * inputs; };
@@ -131,34 +135,35 @@ inline Linear pack_pairs(Store& store, const float* weights, const float* bias, 
   };
   scale_outputs();  // for the first time, so that all count as much for the inputs' scales
   if (!input_scales) {
-    float* own = store.floats(inputs);
-    std::fill_n(own, inputs, 0.0f);
-    for (int output = 0; output < outputs; ++output) {
-      for (int i = 0; i < inputs; ++i) own[i] += row_of(output)[i] * row_of(output)[i];
-    }
-    for (int i = 0; i < inputs; ++i) own[i] = power_of_two(own[i] / outputs);
+    float* own = store.floats(span);
+    std::fill_n(own, span, 0.0f);
+    for (size_t i = 0; i < scaled.size(); ++i) own[i % span] += scaled[i] * scaled[i];
+    for (int i = 0; i < span; ++i) own[i] = power_of_two(own[i] * span / scaled.size());
     input_scales = own;
   }
-  for (int output = 0; output < outputs; ++output) {
-    for (int i = 0; i < inputs; ++i) row_of(output)[i] /= input_scales[i] != 0.0f ? input_scales[i] : 1.0f;
+  for (size_t i = 0; i < scaled.size(); ++i) {
+    if (input_scales[i % span] != 0.0f) scaled[i] /= input_scales[i % span];
   }
   scale_outputs();
   Linear linear = pack(store, scaled.data(), bias, inputs, outputs);
   const size_t width = static_cast<size_t>(linear.vectors) * LANES;
-  float* starts = store.floats(width * divide_up(inputs, DEPTH_BLOCK));
+  float* starts = store.floats(width * (inputs / span) * divide_up(span, DEPTH_BLOCK));
+  linear.span = span;
   linear.scales = detail::pad_outputs(store, linear, scales.data());
   linear.input_scales = input_scales;
   linear.starts = starts;
-  for (int k = 0; k < inputs; k += DEPTH_BLOCK, starts += width) {
+  for (int k = 0; k < inputs; starts += width) {
+    const int end = std::min(k + DEPTH_BLOCK, (k / span + 1) * span);
     std::fill_n(starts, width, 0.0f);
     for (int output = 0; output < outputs; ++output) {
       const float* row = row_of(output);
       double pairs = 0.0;
-      for (int i = k; i < std::min(inputs, k + DEPTH_BLOCK); i += 4) {
+      for (int i = k; i < end; i += 4) {
         pairs += static_cast<double>(row[i + 2]) * row[i + 3] - static_cast<double>(row[i]) * row[i + 1];
       }
       starts[output] = static_cast<float>(pairs);
     }
+    k = end;
   }
   return linear;
 }

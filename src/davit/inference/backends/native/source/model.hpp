@@ -99,12 +99,12 @@ inline Linear read_linear(Reader& reader, Store& store, int inputs, int outputs,
   return pack_codes(store, codes, scales, reader.tensor(), inputs, outputs);
 }
 
-// Of a block: in pairs where the processor likes that, unless it is in int8.
-inline Linear read_layer(Reader& reader, Store& store, int inputs, int outputs, bool coded,
+// In pairs where the processor likes that, unless it is in int8; of tokens of `span` channels, or of one.
+inline Linear read_layer(Reader& reader, Store& store, int inputs, int outputs, bool coded, int span,
                          const float* input_scales = nullptr) {
-  if (coded || !DAVIT_PAIRED || inputs % 32) return read_linear(reader, store, inputs, outputs, coded);
+  if (coded || !DAVIT_PAIRED || span % 32) return read_linear(reader, store, inputs, outputs, coded);
   const float* weights = reader.tensor();
-  return pack_pairs(store, weights, reader.tensor(), inputs, outputs, input_scales);
+  return pack_pairs(store, weights, reader.tensor(), inputs, outputs, span, input_scales);
 }
 
 inline Norm read_norm(Reader& reader, Store& store, int width) {
@@ -127,19 +127,19 @@ inline Block read_block(Reader& reader, Store& store, int width, bool channel, b
   if (position) block.attention_position = detail::read_position(reader, store, width);
   const bool coded_qkv = reader.number(), coded_projection = reader.number();
   if (channel) {
-    block.qkv = detail::read_layer(reader, store, width, 2 * width, coded_qkv);
-    block.value = detail::read_layer(reader, store, width, width, coded_qkv, block.qkv.input_scales);
+    block.qkv = detail::read_layer(reader, store, width, 2 * width, coded_qkv, width);
+    block.value = detail::read_layer(reader, store, width, width, coded_qkv, width, block.qkv.input_scales);
   } else {
-    block.qkv = detail::read_layer(reader, store, width, 3 * width, coded_qkv);
+    block.qkv = detail::read_layer(reader, store, width, 3 * width, coded_qkv, width);
     block.padded_key_value = store.copy(reader.tensor(), static_cast<size_t>(2) * width);
   }
-  block.projection = detail::read_layer(reader, store, width, width, coded_projection);
+  block.projection = detail::read_layer(reader, store, width, width, coded_projection, width);
   block.mlp = hidden > 0;
   if (!block.mlp) return block;
   if (position) block.mlp_position = detail::read_position(reader, store, width);
   const bool coded_fc1 = reader.number(), coded_fc2 = reader.number();
-  block.fc1 = detail::read_layer(reader, store, width, hidden, coded_fc1);
-  block.fc2 = detail::read_layer(reader, store, hidden, width, coded_fc2);
+  block.fc1 = detail::read_layer(reader, store, width, hidden, coded_fc1, width);
+  block.fc2 = detail::read_layer(reader, store, hidden, width, coded_fc2, hidden);
   return block;
 }
 
@@ -167,7 +167,8 @@ inline void read_model(Reader& reader, Model& model) {
     } else {
       stage.merge.kernel = kernel;
       stage.merge.norm = detail::read_norm(reader, store, below);
-      stage.merge.convolution = detail::read_linear(reader, store, kernel * kernel * below, width, reader.number());
+      const int inputs = kernel * kernel * below;
+      stage.merge.convolution = detail::read_layer(reader, store, inputs, width, reader.number(), below);
     }
     for (int d = 0; d < depth; ++d) {
       for (const bool is_channel : channel) {

@@ -119,13 +119,14 @@ struct Workspace {
   float* answers = nullptr;   // of the head, rows of whole vectors
   float* shared = nullptr;    // scratch of blocks whose channels are shared out
   Coding* codings = nullptr;  // of the normed map under a merge in int8
+  float* pairings = nullptr;  // the same in pairs
   float* own = nullptr;       // scratch of each thread
   size_t own_floats = 0;
   size_t used = 0;
 
   // With pieces of nothing, only `used` is worth knowing.
   Workspace(Pieces pieces, const Model& model, const std::array<Map, STAGES>& stages, int threads) {
-    size_t map = 0, value = 0, logit = 0, relation = 0, common = 0, coded = 0, grams = 0, own_most = embed_scratch(model);
+    size_t map = 0, value = 0, logit = 0, relation = 0, common = 0, coded = 0, paired = 0, grams = 0, own_most = embed_scratch(model);
     for (int s = 0; s < STAGES; ++s) {
       const StagePlan plan(stages[s], model.stages[s], model.window, threads);
       const size_t B = plan.map.batch, C = plan.map.channels;
@@ -136,6 +137,7 @@ struct Workspace {
         const Map padded = merge.padded(stages[s - 1]);
         map = std::max(map, padded.floats());
         if (merge.convolution.codes) coded = std::max(coded, padded.tokens());
+        if (merge.convolution.paired()) paired = std::max(paired, padded.tokens() * pairing_width(padded.channels));
         own_most = std::max(own_most, token_scratch(padded));
       }
       logit = std::max(logit, B * plan.channel_strips.count * C * HEAD);
@@ -158,6 +160,7 @@ struct Workspace {
     answers = pieces.floats(static_cast<size_t>(stages[3].batch) * model.head.vectors * LANES);
     shared = pieces.floats(common);
     codings = pieces.of<Coding>(coded);
+    pairings = pieces.floats(paired);
     own_floats = round_up(own_most, LARGE_PAGE / sizeof(float) / 512);  // whole small pages: no line is shared
     own = pieces.floats(own_floats * threads);
     used = pieces.used();
@@ -167,7 +170,7 @@ struct Workspace {
   // The normed map under a merge, as floats or codes, in one of the maps.
   Activations normed(float* map, int channels) const {
     const size_t C = channels;
-    return {map, C, reinterpret_cast<Code*>(map), C, codings};
+    return {map, C, reinterpret_cast<Code*>(map), C, codings, pairings, pairing_width(channels)};
   }
 
  private:
