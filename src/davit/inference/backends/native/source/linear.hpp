@@ -23,6 +23,7 @@ namespace davit {
 
 // Inputs of a panel that are summed up, 48 KiB; sums of sums of so many keep more digits than one long sum.
 constexpr int DEPTH_BLOCK = 256;
+constexpr int PAIRED_BLOCK = 192;  // in pairs; an MLP's hidden channels computed at once are a whole number of these
 
 // Neighbouring outputs that are computed together, one to three vectors wide.
 struct Panel {
@@ -65,7 +66,7 @@ struct Linear {
     return weights + (static_cast<size_t>(panel.first) * inputs + static_cast<size_t>(panel.width) * input) * LANES;
   }
   const float* starts_at(Panel panel, int input) const {  // the first of a block
-    const size_t block = input / span * divide_up(span, DEPTH_BLOCK) + input % span / DEPTH_BLOCK;
+    const size_t block = input / span * divide_up(span, PAIRED_BLOCK) + input % span / PAIRED_BLOCK;
     return starts + (block * vectors + panel.first) * LANES;
   }
   const WeightCode* codes_at(Panel panel, int input) const {  // the first of a group
@@ -147,13 +148,13 @@ inline Linear pack_pairs(Store& store, const float* weights, const float* bias, 
   scale_outputs();
   Linear linear = pack(store, scaled.data(), bias, inputs, outputs);
   const size_t width = static_cast<size_t>(linear.vectors) * LANES;
-  float* starts = store.floats(width * (inputs / span) * divide_up(span, DEPTH_BLOCK));
+  float* starts = store.floats(width * (inputs / span) * divide_up(span, PAIRED_BLOCK));
   linear.span = span;
   linear.scales = detail::pad_outputs(store, linear, scales.data());
   linear.input_scales = input_scales;
   linear.starts = starts;
   for (int k = 0; k < inputs; starts += width) {
-    const int end = std::min(k + DEPTH_BLOCK, (k / span + 1) * span);
+    const int end = std::min(k + PAIRED_BLOCK, (k / span + 1) * span);
     std::fill_n(starts, width, 0.0f);
     for (int output = 0; output < outputs; ++output) {
       const float* row = row_of(output);

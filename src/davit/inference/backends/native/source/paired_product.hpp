@@ -34,17 +34,17 @@ constexpr Vec pair_signs(std::integer_sequence<int, I...>) {  // halves, for eac
 constexpr int paired_vectors(int width) { return width - 1; }
 
 // How many numbers go with a row of so many inputs: its scale, then the sum of its pairs' products in each block.
-inline size_t pairing_width(int inputs) { return 1 + divide_up(inputs, DEPTH_BLOCK); }
+inline size_t pairing_width(int inputs) { return 1 + divide_up(inputs, PAIRED_BLOCK); }
 
 // Multiplies a row by the scales of its inputs, divides it by its own, and gives what goes with it. Where all is zero, so
 // is the scale.
 inline void pair_row(float* row, int inputs, const float* input_scales, float* pairing) {
   const Vec signs = detail::pair_signs(Lanes{});
-  const int blocks = divide_up(inputs, DEPTH_BLOCK);
+  const int blocks = divide_up(inputs, PAIRED_BLOCK);
   Vec squares{};
   for (int b = 0; b < blocks; ++b) {
     Vec products{};
-    for (int k = b * DEPTH_BLOCK; k < std::min(inputs, (b + 1) * DEPTH_BLOCK); k += LANES) {
+    for (int k = b * PAIRED_BLOCK; k < std::min(inputs, (b + 1) * PAIRED_BLOCK); k += LANES) {
       const Vec x = load(row + k) * load(input_scales + k);
       squares += x * x;
       products += x * detail::swap_neighbours(x, Lanes{}) * signs;
@@ -161,8 +161,8 @@ void multiply_pairs(const Linear& linear, Range panels, Range inputs, In in, Pai
   for (int p = panels.begin; p < panels.end; ++p) {
     const Panel panel = linear.panel(p);
     const int column = panel.first * LANES;
-    for (int k = inputs.begin; k < inputs.end; k += DEPTH_BLOCK) {
-      const int depth = std::min(DEPTH_BLOCK, inputs.end - k), block = (k - inputs.begin) / DEPTH_BLOCK;
+    for (int k = inputs.begin; k < inputs.end; k += PAIRED_BLOCK) {
+      const int depth = std::min(PAIRED_BLOCK, inputs.end - k), block = (k - inputs.begin) / PAIRED_BLOCK;
       const bool last = k + depth == inputs.end;
       const float* weights = linear.at(panel, k);
       const float* next = last && p + 1 < panels.end ? linear.at(linear.panel(p + 1), inputs.begin)

@@ -14,6 +14,7 @@ namespace davit {
 
 constexpr int STRIP = 37632;      // channels times tokens of a strip: with what is made of them about half a MiB
 constexpr int HIDDEN_PANELS = 16; // of an MLP's hidden channels computed at once
+static_assert(HIDDEN_PANELS * 3 * LANES % PAIRED_BLOCK == 0, "products in pairs begin with a block");
 constexpr int EMBED_TOKENS = 112;
 constexpr int MERGE_TOKENS = 98;
 constexpr int GRAM_TOKENS = 2;    // for each channel; from so many on, channel attention takes the Gram matrix
