@@ -1,18 +1,21 @@
 """The native engine beside our eager model and timm's: forwards in turns, as shares of the machine's matrix product.
 
     python benchmarks/native_engine.py [--variant davit_tiny] [--cases 8x224 1x224] [--rounds 9] [--threads 2]
-        [--clock wall|cpu] [--out FILE]
+        [--clock wall|cpu] [--beside FLAGS] [--images 4] [--out FILE]
 
 fp32, random weights, the same images for all. A round times a 2,048-wide product, then every model once for each case;
 the first round warms up. Ratios are medians over rounds of the ratio inside a round, so that slow spells of the machine
 touch both sides. On a machine with other work, `--clock cpu --threads 1` counts the processor's time only.
-Prints the error against float64, too: the engine's over the eager model's, in the root mean square.
+`--beside=-DDAVIT_PAIRED=0` adds a second engine, compiled with these flags, too: there, without products in pairs.
+Prints the error against float64, too: the engine's over the eager model's, in the root mean square over images.
 """
 
 import argparse
 import copy
+import ctypes
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from davit.inference.backends.native.engine import NativeEngine
+from davit.inference.backends.native import build
+from davit.inference.backends.native.engine import NativeEngine, declare
+from davit.inference.backends.native.weights import native_weights
 from davit.models.classifier import Classifier
 from davit.models.complexity import count_macs
 from davit.models.create import create_model
@@ -66,12 +71,28 @@ def measure(
     return peaks, times
 
 
-def relative_error(model: Classifier, engine: NativeEngine, size: int) -> float:
-    """Error of the engine's logits against float64 over that of the eager model's."""
+def engine_with(flags: str, model: Classifier, threads: int) -> NativeEngine:
+    """The engine compiled with more flags than for its users."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "engine.so"
+        build.compile_library(build.SOURCE / "engine.cpp", path, build.find_compiler(), [*build.FLAGS, *flags.split()])
+        library = ctypes.CDLL(str(path))
+    declare(library)
+    engine = NativeEngine.__new__(NativeEngine)
+    engine._pack(library, native_weights(model))
+    engine.threads = threads
+    return engine
+
+
+def relative_error(model: Classifier, engine: NativeEngine, size: int, images: int) -> float:
+    """Error of the engine's logits against float64 over that of the eager model's, over so many images."""
     exact = copy.deepcopy(model).double()
-    images = torch.randn(1, 3, size, size)
-    wanted = exact(images.double())
-    ours, plain = (float((found - wanted).square().mean()) for found in (engine(images), model(images)))
+    ours = plain = 0.0
+    for _ in range(images):
+        image = torch.randn(1, 3, size, size)
+        wanted = exact(image.double())
+        ours += float((engine(image) - wanted).square().mean())
+        plain += float((model(image) - wanted).square().mean())
     return (ours / plain) ** 0.5
 
 
@@ -83,6 +104,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--beside", metavar="FLAGS", help="another engine, compiled with these")
+    parser.add_argument("--images", type=int, default=4, help="for the error; the eager model's varies between images")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -90,11 +113,15 @@ def main() -> None:
     model = create_model(options.variant).eval()
     engine = NativeEngine(model, options.threads)
     models: dict[str, Callable[[Tensor], Any]] = {"native": engine, "eager": model}
+    if options.beside:
+        models["beside"] = engine_with(options.beside, model, options.threads)
     if (other := timms(options.variant)) is not None:
         models["timm"] = other
     with torch.inference_mode():
         peaks, times = measure(models, cases, options.rounds, options.clock)
-        errors = {side: relative_error(model, engine, side) for side in sorted({side for _, side in cases})}
+        errors = {
+            side: relative_error(model, engine, side, options.images) for side in sorted({side for _, side in cases})
+        }
     rows = []
     for batch, side in cases:
         operations = 2 * batch * count_macs(model.config.backbone, side, side, model.config.num_classes)
