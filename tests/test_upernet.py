@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
-from davit.models.class_map import class_map
+from davit.models.class_map import class_map, pixel_logits
 from davit.models.config import DaViTConfig
 from davit.models.segmenter_config import SegmenterConfig, UPerNetHead
 from davit.models.upernet import BatchNorm, ChannelDropout, Segmenter
@@ -257,10 +257,29 @@ def test_unknown_tensors_of_a_checkpoint_are_named() -> None:
         UPERNET.from_ours(segmenter().state_dict() | {"mask_head.conv.weight": torch.ones(1)})
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (63, 95), (61, 66), (49, 33), (35, 34)])
+def test_a_logit_lies_on_its_pixels_whatever_the_size(height, width, stride):
+    """A ramp along each axis stays where it is, though the image ends within a square of pixels."""
+    rows, columns = torch.arange(-(-height // stride)) + 0.5, torch.arange(-(-width // stride)) + 0.5
+    logits = torch.stack(torch.meshgrid(rows * stride, columns * stride, indexing="ij"))
+    found = pixel_logits(logits[None], (height, width))[0]
+    wanted = torch.stack(torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij"))
+    inner = [slice(stride // 2, stride * (len(places) - 1) + stride // 2) for places in (rows, columns)]
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found[:, *inner], wanted[:, *inner], atol=1e-4, rtol=0)
+
+
+def test_a_map_of_any_other_size_spans_the_image():
+    logits = torch.randn(2, 3, 10, 7)
+    assert pixel_logits(logits, (64, 64)).equal(F.interpolate(logits, (64, 64), mode="bilinear"))
+
+
 def test_large_pictures_are_mapped_some_classes_at_a_time_with_the_same_result(monkeypatch) -> None:
     logits = torch.randn(11, 13, 17)
-    for resized, size in (((52, 68), (52, 68)), ((52, 68), (75, 101))):
-        large = F.interpolate(logits[None], resized, mode="bilinear", align_corners=False)
+    for resized, size in (((52, 68), (52, 68)), ((52, 68), (75, 101)), ((50, 65), (50, 65)), ((49, 66), (75, 101))):
+        large = F.interpolate(logits[None], (52, 68), mode="bilinear", align_corners=False)
+        large = large[..., : resized[0], : resized[1]]
         large = large if resized == size else F.interpolate(large, size, mode="bilinear", align_corners=False)
         for values in (1, 3 * size[0] * size[1], 1 << 26):  # one class, three and all of them at a time
             monkeypatch.setattr("davit.models.class_map._VALUES", values)

@@ -98,7 +98,8 @@ def averaged(segmenter: Path, ratios: Sequence[float], flip: bool) -> Callable[[
             for mirrored in (False, True) if flip else (False,):
                 with torch.no_grad():
                     logits = model(view.flip(-1) if mirrored else view).logits
-                large = F.interpolate(F.interpolate(logits, size, mode="bilinear"), (height, width), mode="bilinear")
+                each = F.interpolate(logits, scale_factor=4, mode="bilinear")[..., : size[0], : size[1]]
+                large = F.interpolate(each, (height, width), mode="bilinear")
                 shares.append(large.softmax(1).flip(-1) if mirrored else large.softmax(1))
         return torch.stack(shares).mean(0)[0].argmax(0).numpy()
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from davit.evaluation.accuracy import DivergedError
 from davit.evaluation.evaluate import Exchange
+from davit.models.class_map import pixel_logits
 from davit.models.segmenter_config import IGNORED
 from davit.structures import Picture
 
@@ -87,7 +87,7 @@ class MeanIoU:
             raise ValueError(f"expected logits ({len(self.names)}, H, W), got {tuple(logits.shape)}")
         if logits.isnan().any():
             raise DivergedError("the model computed NaN, which has no highest class")
-        return F.interpolate(logits[None], size=picture.size, mode="bilinear", align_corners=False)[0].argmax(0)
+        return pixel_logits(logits[None], picture.size)[0].argmax(0)
 
     def merge(self, exchange: Exchange) -> None:
         """Add the counts of all processes, once, when each has counted its share."""

@@ -1,6 +1,7 @@
 """Segmentation of pictures of any size: whole, through a sliding window, and averaged over sizes and flips.
 
-The formulas are mmsegmentation's `whole_inference`, `slide_inference` and `aug_test`. A model is here any function from
+The formulas are mmsegmentation's `whole_inference`, `slide_inference` and `aug_test`, but for the pixels that a logit
+stands for (`pixel_logits`). A model is here any function from
 images (B, C, H, W) to logits (B, K, h, w) of any size.
 """
 
@@ -10,6 +11,8 @@ from itertools import product
 import torch.nn.functional as F
 from torch import Tensor
 
+from davit.models.class_map import pixel_logits
+
 Model = Callable[[Tensor], Tensor]
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # the official multi-scale test
@@ -17,7 +20,7 @@ RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # the official multi-scale test
 
 def whole(model: Model, images: Tensor) -> Tensor:  # (B, C, height, width)
     """Return logits of each pixel, (B, K, height, width), in one pass."""
-    return _to_size(model(images), (images.shape[-2], images.shape[-1]))
+    return pixel_logits(model(images), (images.shape[-2], images.shape[-1]))
 
 
 def sliding(model: Model, images: Tensor, crop: tuple[int, int], stride: tuple[int, int]) -> Tensor:
@@ -79,7 +82,7 @@ def multi_scale(
         view = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
         for mirrored in (False, True) if flip else (False,):
             logits = whole(model, view.flip(-1) if mirrored else view)
-            shares = _to_size(logits, (height, width)).softmax(1)
+            shares = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False).softmax(1)
             shares = shares.flip(-1) if mirrored else shares
             total = shares if total is None else total.add_(shares)
     assert total is not None
@@ -91,7 +94,3 @@ def _windows(side: int, crop: int, stride: int) -> list[slice]:
     count = max(side - crop + stride - 1, 0) // stride + 1
     ends = (min(index * stride + crop, side) for index in range(count))
     return [slice(max(end - crop, 0), end) for end in ends]
-
-
-def _to_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

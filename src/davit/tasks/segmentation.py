@@ -9,7 +9,7 @@ from torch import Tensor
 
 from davit.evaluation.evaluate import Exchange
 from davit.evaluation.mean_iou import MeanIoU
-from davit.models.class_map import class_map
+from davit.models.class_map import class_map, pixel_logits
 from davit.models.segmenter_config import IGNORED
 from davit.models.upernet import SegmenterOutput
 from davit.structures import Batch, Picture
@@ -76,7 +76,7 @@ class SegmentationTask:
 
 def pixel_loss(logits: Tensor, classes: Tensor, weights: Sequence[float] = ()) -> Tensor:  # (B, K, h, w), (B, H, W)
     """Cross-entropy at the size of the labels, a mean over all pixels; logits are interpolated to it."""
-    large = F.interpolate(logits.float().contiguous(), classes.shape[-2:], mode="bilinear", align_corners=False)
+    large = pixel_logits(logits.float().contiguous(), (classes.shape[-2], classes.shape[-1]))
     weight = large.new_tensor(weights) if weights else None
     return F.cross_entropy(large, classes, weight, ignore_index=IGNORED, reduction="sum") / classes.numel()
 
