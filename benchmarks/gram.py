@@ -35,7 +35,7 @@ def library(tokens: int, folder: Path) -> ctypes.CDLL:
     copied = folder / f"source-{tokens}"
     shutil.copytree(SOURCE, copied)
     workspace = copied / "workspace.hpp"
-    changed, found = re.subn(r"GRAM_TOKENS = \d+", f"GRAM_TOKENS = {tokens}", workspace.read_text())
+    changed, found = re.subn(r"GRAM_TOKENS = [^;]+", f"GRAM_TOKENS = {tokens}", workspace.read_text())
     if found != 1:
         raise SystemExit(f"{workspace.name} no longer says GRAM_TOKENS")
     workspace.write_text(changed)

@@ -126,6 +126,8 @@ def factors(kind: str) -> tuple[Tensor, Tensor]:
         x[:, 1::2] = 0.95 * x[:, ::2] + 0.3 * x[:, 1::2]
     elif kind == "a few large inputs":
         x[:, [5, 200]] *= 50
+    elif kind == "a large pair":
+        x[:, 4:6] *= 60
     elif kind == "inputs of many sizes":
         x, weight = x * sizes, weight / sizes
     elif kind == "rows and outputs of many sizes":
@@ -133,10 +135,14 @@ def factors(kind: str) -> tuple[Tensor, Tensor]:
     return x, weight
 
 
-KINDS = ("normal", "gelu", "one sign", "neighbours alike", "a few large inputs", "inputs of many sizes")
+ALLOWED = {  # times the plain tile's error
+    **dict.fromkeys(("normal", "gelu", "one sign", "neighbours alike", "a few large inputs"), 2),
+    **dict.fromkeys(("inputs of many sizes", "rows and outputs of many sizes"), 2),
+    "a large pair": 4,
+}
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "rows and outputs of many sizes"])
+@pytest.mark.parametrize("kind", ALLOWED)
 def test_pairs_keep_the_digits(kernels, kind):
     x, weight = factors(kind)
     exact, products = x.double() @ weight.double().T, x.double().norm(dim=1)[:, None] * weight.double().norm(dim=1)
@@ -145,7 +151,7 @@ def test_pairs_keep_the_digits(kernels, kind):
         found = torch.empty(64, 96)
         call(multiply, weight, torch.zeros(96), 512, 96, x, 64, *begin, 0, found)
         errors.append(float(((found - exact) / products).square().mean().sqrt()))
-    assert errors[1] <= 2 * errors[0]
+    assert errors[1] <= ALLOWED[kind] * errors[0]
 
 
 def test_pairs_of_zeros_and_of_what_is_no_number(kernels):

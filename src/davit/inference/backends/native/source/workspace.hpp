@@ -17,7 +17,8 @@ constexpr int HIDDEN_PANELS = 16; // of an MLP's hidden channels computed at onc
 static_assert(HIDDEN_PANELS * 3 * LANES % PAIRED_BLOCK == 0, "products in pairs begin with a block");
 constexpr int EMBED_TOKENS = 112;
 constexpr int MERGE_TOKENS = 98;
-constexpr int GRAM_TOKENS = 2;    // for each channel; from so many on, channel attention takes the Gram matrix
+// For each channel; from so many on, channel attention takes the Gram matrix. Products in pairs make up for it longer.
+constexpr int GRAM_TOKENS = DAVIT_PAIRED ? 4 : 2;
 constexpr int GRAM_ROWS = 32;     // of it, computed at once
 constexpr int GRAM_FLOATS = 1 << 20;  // that parts of it may take, beyond one for each thread
 constexpr int FEW_TOKENS = 64;    // for each thread; below, threads share out channels instead of tokens
