@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.ops import masks_to_boxes
@@ -35,6 +35,7 @@ def test_sizes_are_mmcvs(height: int, width: int, short: int, more: int) -> None
 
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, st.integers(0, 10_000), st.sampled_from(["resize", "crop", "crop and resize"]), st.booleans())
+@example(height=81, width=118, seed=10_000, way="resize", flip=False)  # a column between two objects
 def test_picture_boxes_and_masks_move_together(height: int, width: int, seed: int, way: str, flip: bool) -> None:
     picture, instances = blocks(height, width, seed)
     torch.manual_seed(seed)
@@ -59,7 +60,9 @@ def test_picture_boxes_and_masks_move_together(height: int, width: int, seed: in
     for box in found.boxes[~seen]:  # only a sliver can fall between pixels
         assert min(box[2] - box[0], box[3] - box[1]) <= slack
     bright, union = pixels[0] > 0.5, found.masks.any(0)
-    edge = torch.nn.functional.max_pool2d(torch.stack([union, ~union]).float()[None], 11, 1, 5)[0].prod(0) > 0
+    # Of each object: a dark line between two of them may be narrower than a pixel, and the masks meet over it.
+    sides = torch.stack([found.masks, ~found.masks], 1).float()
+    edge = (torch.nn.functional.max_pool2d(sides, 11, 1, 5).prod(1) > 0).any(0)
     edge[:2], edge[-2:], edge[:, :2], edge[:, -2:] = True, True, True, True  # what lies just outside shines in
     assert (bright == union)[~edge].all()
 
