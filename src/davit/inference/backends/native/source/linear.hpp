@@ -84,27 +84,34 @@ inline const float* pad_outputs(Store& store, const Linear& linear, const float*
   return padded;
 }
 
-}  // namespace detail
-
-// Pack weights (outputs, inputs) and a bias, or zeros for none.
-inline Linear pack(Store& store, const float* weights, const float* bias, int inputs, int outputs) {
+// Packs `weight(output, input)`.
+template <class Weight>
+Linear pack(Store& store, Weight weight, const float* bias, int inputs, int outputs) {
   Linear linear;
   linear.inputs = inputs;
   linear.outputs = outputs;
   linear.vectors = divide_up(outputs, LANES);
   float* packed = store.floats(static_cast<size_t>(linear.vectors) * LANES * inputs);
   linear.weights = packed;
-  linear.bias = detail::pad_outputs(store, linear, bias);
+  linear.bias = pad_outputs(store, linear, bias);
   for (int i = 0; i < linear.panels(); ++i) {
     const Panel panel = linear.panel(i);
     for (int input = 0; input < inputs; ++input) {
       for (int lane = 0; lane < panel.width * LANES; ++lane) {
         const int output = panel.first * LANES + lane;
-        *packed++ = output < outputs ? weights[static_cast<size_t>(output) * inputs + input] : 0.0f;
+        *packed++ = output < outputs ? weight(output, input) : 0.0f;
       }
     }
   }
   return linear;
+}
+
+}  // namespace detail
+
+// Pack weights (outputs, inputs) and a bias, or zeros for none.
+inline Linear pack(Store& store, const float* weights, const float* bias, int inputs, int outputs) {
+  const auto weight = [&](int output, int input) { return weights[static_cast<size_t>(output) * inputs + input]; };
+  return detail::pack(store, weight, bias, inputs, outputs);
 }
 
 // The power of two nearest to the root of a mean square, zero for zero.
@@ -122,31 +129,35 @@ inline float power_of_two(float mean_square) {
 // The same in pairs, with given scales of the inputs or with none; `span` is a multiple of 32.
 inline Linear pack_pairs(Store& store, const float* weights, const float* bias, int inputs, int outputs, int span,
                          const float* input_scales = nullptr) {
-  std::vector<float> scaled(weights, weights + static_cast<size_t>(inputs) * outputs), scales(outputs, 1.0f);
-  const auto row_of = [&](int output) { return scaled.data() + static_cast<size_t>(output) * inputs; };
-  const auto scale_outputs = [&] {
-    for (int output = 0; output < outputs; ++output) {
-      float* row = row_of(output);
-      Vec squares{};
-      for (int i = 0; i < inputs; i += LANES) squares += load(row + i) * load(row + i);
-      const float scale = power_of_two(sum(squares) / inputs);
-      scales[output] *= scale;
-      for (int i = 0; i < inputs && scale != 0.0f; ++i) row[i] *= 1.0f / scale;
+  const auto row_of = [&](int output) { return weights + static_cast<size_t>(output) * inputs; };
+  const auto one_over = [](float scale) { return scale == 0.0f ? 1.0f : 1.0f / scale; };
+  std::vector<float> along_inputs(inputs, 1.0f), along_outputs(outputs), scales(outputs);  // factors of the weights
+  const auto scale_of = [&](int output) {
+    Vec squares{};
+    for (int i = 0; i < inputs; i += LANES) {
+      const Vec x = load(row_of(output) + i) * load(along_inputs.data() + i);
+      squares += x * x;
     }
+    return power_of_two(sum(squares) / inputs);
   };
-  scale_outputs();  // for the first time, so that all count as much for the inputs' scales
   if (!input_scales) {
     float* own = store.floats(span);
     std::fill_n(own, span, 0.0f);
-    for (size_t i = 0; i < scaled.size(); ++i) own[i % span] += scaled[i] * scaled[i];
-    for (int i = 0; i < span; ++i) own[i] = power_of_two(own[i] * span / scaled.size());
+    for (int output = 0; output < outputs; ++output) {
+      const Vec factor = fill(one_over(scale_of(output)));  // so that all outputs count as much
+      for (int i = 0; i < inputs; i += LANES) {
+        const Vec x = load(row_of(output) + i) * factor;
+        davit::store(own + i % span, load(own + i % span) + x * x);
+      }
+    }
+    for (int i = 0; i < span; ++i) own[i] = power_of_two(own[i] / outputs * span / inputs);
     input_scales = own;
   }
-  for (size_t i = 0; i < scaled.size(); ++i) {
-    if (input_scales[i % span] != 0.0f) scaled[i] /= input_scales[i % span];
-  }
-  scale_outputs();
-  Linear linear = pack(store, scaled.data(), bias, inputs, outputs);
+  for (int i = 0; i < inputs; ++i) along_inputs[i] = one_over(input_scales[i % span]);
+  for (int i = 0; i < outputs; ++i) along_outputs[i] = one_over(scales[i] = scale_of(i));
+  Linear linear = detail::pack(
+      store, [&](int output, int input) { return row_of(output)[input] * along_inputs[input] * along_outputs[output]; },
+      bias, inputs, outputs);
   const size_t width = static_cast<size_t>(linear.vectors) * LANES;
   float* starts = store.floats(width * (inputs / span) * divide_up(span, PAIRED_BLOCK));
   linear.span = span;
@@ -157,12 +168,10 @@ inline Linear pack_pairs(Store& store, const float* weights, const float* bias, 
     const int end = std::min(k + PAIRED_BLOCK, (k / span + 1) * span);
     std::fill_n(starts, width, 0.0f);
     for (int output = 0; output < outputs; ++output) {
-      const float* row = row_of(output);
+      const auto weight = [&](int i) { return static_cast<double>(row_of(output)[i] * along_inputs[i]); };
       double pairs = 0.0;
-      for (int i = k; i < end; i += 4) {
-        pairs += static_cast<double>(row[i + 2]) * row[i + 3] - static_cast<double>(row[i]) * row[i + 1];
-      }
-      starts[output] = static_cast<float>(pairs);
+      for (int i = k; i < end; i += 4) pairs += weight(i + 2) * weight(i + 3) - weight(i) * weight(i + 1);
+      starts[output] = static_cast<float>(pairs) * along_outputs[output] * along_outputs[output];
     }
     k = end;
   }
