@@ -128,7 +128,8 @@ struct Workspace {
 
   // With pieces of nothing, only `used` is worth knowing.
   Workspace(Pieces pieces, const Model& model, const std::array<Map, STAGES>& stages, int threads) {
-    size_t map = 0, value = 0, logit = 0, relation = 0, common = 0, coded = 0, paired = 0, grams = 0, own_most = embed_scratch(model);
+    size_t map = 0, value = 0, logit = 0, relation = 0, common = 0, coded = 0, paired = 0, grams = 0;
+    size_t own_most = embed_scratch(model);
     for (int s = 0; s < STAGES; ++s) {
       const StagePlan plan(stages[s], model.stages[s], model.window, threads);
       const size_t B = plan.map.batch, C = plan.map.channels;
