@@ -30,6 +30,7 @@ from davit.inference.backends.native.weights import native_weights
 from davit.models.classifier import Classifier
 from davit.models.complexity import count_macs
 from davit.models.create import create_model
+from gram import engine_of
 from record import write_record
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -78,10 +79,7 @@ def engine_with(flags: str, model: Classifier, threads: int) -> NativeEngine:
         build.compile_library(build.SOURCE / "engine.cpp", path, build.find_compiler(), [*build.FLAGS, *flags.split()])
         library = ctypes.CDLL(str(path))
     declare(library)
-    engine = NativeEngine.__new__(NativeEngine)
-    engine._pack(library, native_weights(model))
-    engine.threads = threads
-    return engine
+    return engine_of(library, native_weights(model), threads)
 
 
 def relative_error(model: Classifier, engine: NativeEngine, size: int, images: int) -> float:

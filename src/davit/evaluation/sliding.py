@@ -1,8 +1,7 @@
 """Segmentation of pictures of any size: whole, through a sliding window, and averaged over sizes and flips.
 
 The formulas are mmsegmentation's `whole_inference`, `slide_inference` and `aug_test`, but for the pixels that a logit
-stands for (`pixel_logits`). A model is here any function from
-images (B, C, H, W) to logits (B, K, h, w) of any size.
+stands for (`pixel_logits`). A model is here any function from images (B, C, H, W) to logits (B, K, h, w) of any size.
 """
 
 from collections.abc import Callable, Sequence

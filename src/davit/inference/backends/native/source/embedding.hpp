@@ -108,7 +108,7 @@ inline void merge_tokens(const Activations& normed, const Map& padded, const Map
   for (int row = 0; row < merge.kernel; ++row) {
     const size_t below = static_cast<size_t>(row) * padded.width;
     const int input = row * depth;
-    if (!merge.convolution.codes && !merge.convolution.paired()) {
+    if (merge.convolution.plain()) {
       multiply(merge.convolution, panels, Range{input, input + depth},
                [&](int i) { return normed.rows + (sources[i] + below) * C; }, rows, row ? Finish::add : Finish::set,
                result);

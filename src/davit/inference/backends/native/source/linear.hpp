@@ -53,6 +53,7 @@ struct Linear {
   const float* starts = nullptr;
 
   bool paired() const { return starts; }
+  bool plain() const { return !codes && !starts; }  // rows are taken as they are
   // Three vectors each. A single one left over would starve the multipliers, so it makes two pairs of the last panel.
   int panels() const { return divide_up(vectors, 3); }
   Panel panel(int index) const {

@@ -17,7 +17,7 @@ void multiply_shared(const Context& context, const Linear& linear, In in, int ro
 
 // Rows as a layer wants them, shared out.
 inline void prepare_shared(const Context& context, const Linear& layer, const Activations& in, int rows) {
-  if (!layer.codes && !layer.paired()) return;
+  if (layer.plain()) return;
   context.pool.run(rows, context.threads, [&](int row, int) { in.prepare(layer, row, row + 1); });
 }
 
@@ -86,7 +86,7 @@ inline void mlp_wide(const Context& context, const StagePlan& plan, const Block&
   gather_shared(context, plan.map, block.mlp_position, in, out, block.fc1, scratch.y);
   multiply_shared(context, block.fc1, scratch.y, tokens, hidden_finish(block),
                   Rows{scratch.hidden.rows, scratch.hidden.stride});
-  if (block.fc2.codes || block.fc2.paired()) {
+  if (!block.fc2.plain()) {
     context.pool.run(tokens, context.threads, [&](int row, int) {
       prepare_hidden(block, scratch.hidden, all_inputs(block.fc2), row, row + 1);
     });
